@@ -1,0 +1,132 @@
+//! What a model is and can do, as the server tells its users.
+
+use serde::{Deserialize, Serialize};
+
+/// A picture's size in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Size {
+    /// Pixels across.
+    pub width: u32,
+    /// Pixels down.
+    pub height: u32,
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+/// The sizes that a model can make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sizes {
+    /// Any size whose sides are multiples of `multiple`, from `min` to `max` pixels a side.
+    Any {
+        /// What both sides are a multiple of.
+        multiple: u32,
+        /// The shortest side.
+        min: u32,
+        /// The longest side.
+        max: u32,
+    },
+    /// Only these.
+    List(Vec<Size>),
+}
+
+impl Sizes {
+    /// Whether `size` can be made exactly.
+    pub fn contains(&self, size: Size) -> bool {
+        match self {
+            Self::Any { multiple, min, max } => {
+                [size.width, size.height].iter().all(|side| side % multiple == 0 && (min..=max).contains(&side))
+            }
+            Self::List(sizes) => sizes.contains(&size),
+        }
+    }
+
+    /// The size nearest to `asked` that can be made: the nearest aspect ratio first, then the nearest area.
+    pub fn nearest(&self, asked: Size) -> Size {
+        match self {
+            Self::Any { multiple, min, max } => {
+                let snap = |side: u32| {
+                    let low = min.next_multiple_of(*multiple);
+                    let high = max - max % multiple;
+                    let down = side - side % multiple;
+                    let near = if side - down < multiple.div_ceil(2) { down } else { down.saturating_add(*multiple) };
+                    near.clamp(low, high.max(low))
+                };
+                Size { width: snap(asked.width), height: snap(asked.height) }
+            }
+            Self::List(sizes) => {
+                let ratio = |s: &Size| f64::from(s.width.max(1)) / f64::from(s.height.max(1));
+                let area = |s: &Size| f64::from(s.width.max(1)) * f64::from(s.height.max(1));
+                let distance = |s: &Size| ((ratio(s) / ratio(&asked)).ln().abs(), (area(s) / area(&asked)).ln().abs());
+                sizes
+                    .iter()
+                    .copied()
+                    .min_by(|a, b| {
+                        let (a, b) = (distance(a), distance(b));
+                        a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+                    })
+                    .unwrap_or(asked)
+            }
+        }
+    }
+}
+
+/// What happens to a request for a size that the model cannot make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fit {
+    /// It is refused, and the error names the nearest size.
+    #[default]
+    Exact,
+    /// The nearest size is rendered and resampled to the asked one, with a warning.
+    Resize,
+}
+
+/// The tasks and fields that a model has a use for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one independent yes or no of the public model list")]
+pub struct Abilities {
+    /// `negative_prompt` has an effect (at guidance above 1).
+    pub negative_prompt: bool,
+    /// `clip_skip` has an effect.
+    pub clip_skip: bool,
+    /// `image` with `strength`.
+    pub image_to_image: bool,
+    /// `image` with `mask`.
+    pub inpaint: bool,
+}
+
+/// A model as `/v1/models` shows it and as requests are validated against.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelCard {
+    /// The family's short name, such as `sd1`.
+    pub family: String,
+    /// One sentence for people; empty when nothing is known beyond the family.
+    pub description: String,
+    /// The size made when a request names none.
+    pub native: Size,
+    /// The sizes that can be made.
+    pub sizes: Sizes,
+    /// What happens to other sizes.
+    pub fit: Fit,
+    /// Denoising steps when a request names none.
+    pub steps: usize,
+    /// Guidance when a request names none.
+    pub guidance: f64,
+    /// The sampler used when a request names none, from the model's scheduler file.
+    pub sampler: String,
+    /// The canonical names of the samplers that the model can be used with.
+    pub samplers: Vec<String>,
+    /// What the model can be asked for.
+    pub abilities: Abilities,
+    /// Tokens that the text encoder takes, its start and end marks included.
+    pub context_tokens: usize,
+    /// Weights in all parts together.
+    pub parameters: u64,
+    /// The type that the denoiser computes in: `f32`, `bf16` or `f16`.
+    pub dtype: String,
+}

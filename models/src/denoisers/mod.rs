@@ -1,0 +1,1 @@
+//! The networks that predict noise, velocity or the clean latents.

@@ -1,0 +1,1 @@
+//! Model families: each puts text encoder, denoiser, autoencoder and samplers together.

@@ -1,0 +1,28 @@
+//! Tensors and diffusion: everything of easel that is not a server.
+//!
+//! A *family* ([`families`]) opens a model's weights and puts a text encoder, a
+//! denoiser, an autoencoder and a scheduler configuration together behind the
+//! one trait that the engine knows, [`Pipeline`]. Samplers ([`samplers`]) are
+//! step machines that never call the model, which is what lets requests of any
+//! step count share a batch.
+
+mod batch_key;
+mod card;
+mod error;
+mod image;
+mod pipeline;
+mod trajectory;
+
+pub mod autoencoders;
+pub mod denoisers;
+pub mod families;
+pub mod samplers;
+pub mod text;
+pub mod weights;
+
+pub use batch_key::{BatchKey, Mismatch};
+pub use card::{Abilities, Fit, ModelCard, Size, Sizes};
+pub use error::{Error, Result};
+pub use image::RgbImage;
+pub use pipeline::{Conditioning, InitImage, Pipeline, Prompt, RenderSpec};
+pub use trajectory::Trajectory;

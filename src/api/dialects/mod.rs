@@ -1,0 +1,1 @@
+//! One file a vendor: translate in, translate out, nothing else.

@@ -1,0 +1,1 @@
+//! Finished pictures as files: encoded, with their metadata, kept on disk, served by signed URLs.

@@ -1,0 +1,3 @@
+//! The `easel` binary.
+
+fn main() {}

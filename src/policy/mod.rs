@@ -1,0 +1,5 @@
+//! Who may do what.
+
+mod keys;
+
+pub use keys::{Caller, KeyError, Keys};

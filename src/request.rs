@@ -1,0 +1,157 @@
+//! The one canonical request that every dialect translates into.
+
+mod resolve;
+
+pub use resolve::{RequestError, Resolver};
+
+use std::collections::BTreeMap;
+
+use easel_models::Size;
+use serde::{Deserialize, Serialize};
+
+/// A generation request as it was asked: only the fields that the caller named are set.
+///
+/// A dialect fills this in and nothing else; [`Resolver`] checks it against the model's card and the
+/// configured limits, and fills in every default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationRequest {
+    /// A model's name, an alias, or a well-known vendor name.
+    pub model: Option<String>,
+    /// What to draw.
+    pub prompt: Option<String>,
+    /// What to stay away from. `None` differs from "" in some families.
+    pub negative_prompt: Option<String>,
+    /// Pictures to make; picture i uses seed + i.
+    pub n: Option<u64>,
+    /// The picture's size.
+    pub size: SizeAsked,
+    /// Denoising steps.
+    pub steps: Option<u64>,
+    /// Guidance scale.
+    pub guidance: Option<f64>,
+    /// Seed of the first picture.
+    pub seed: Option<u64>,
+    /// Sampler by canonical name or alias.
+    pub sampler: Option<String>,
+    /// Schedule by name.
+    pub schedule: Option<String>,
+    /// CLIP layers left out at the end.
+    pub clip_skip: Option<u64>,
+    /// The files' format.
+    pub output_format: Option<OutputFormat>,
+    /// Quality of lossy formats, 0..=100.
+    pub output_compression: Option<u64>,
+    /// Previews wanted while the picture is made, 0..=3.
+    pub partial_images: Option<u64>,
+    /// Place in the waiting list, bounded by the key's class.
+    pub priority: Option<Priority>,
+    /// Given back unchanged.
+    pub metadata: BTreeMap<String, String>,
+    /// For usage and quotas.
+    pub user: Option<String>,
+    /// What the caller should know: fields that were ignored, and the like.
+    pub warnings: Vec<String>,
+}
+
+/// How a request names its size.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum SizeAsked {
+    /// Not at all, or as "auto": the model's own.
+    #[default]
+    Native,
+    /// Width and height in pixels.
+    Exact(Size),
+    /// A ratio of width to height, with the model's own pixel count.
+    Aspect(f64, f64),
+}
+
+/// A picture file's format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputFormat {
+    /// Lossless; carries its parameters.
+    #[default]
+    Png,
+    /// Lossy.
+    Jpeg,
+    /// Lossy.
+    Webp,
+}
+
+impl OutputFormat {
+    /// Every format, for messages that name the allowed values.
+    pub const ALL: [Self; 3] = [Self::Png, Self::Jpeg, Self::Webp];
+
+    /// The name in requests, which is also the file extension.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpeg",
+            Self::Webp => "webp",
+        }
+    }
+
+    /// The media type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Webp => "image/webp",
+        }
+    }
+}
+
+/// A request's place in the waiting list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// After everyone else.
+    Low,
+    /// The rule.
+    #[default]
+    Normal,
+    /// Before everyone else.
+    High,
+}
+
+/// A request as understood: valid for its model, with every default filled in. It is stored with its
+/// job, so that after a crash the same pictures are made from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedRequest {
+    /// The model's name in `/v1/models`.
+    pub model: String,
+    /// What to draw.
+    pub prompt: String,
+    /// What to stay away from; `None` where the caller gave none.
+    pub negative_prompt: Option<String>,
+    /// Pictures to make.
+    pub n: u32,
+    /// The delivered picture's width.
+    pub width: u32,
+    /// The delivered picture's height.
+    pub height: u32,
+    /// The size that the model renders; differs from the delivered one only where the card's fit is `resize`.
+    pub rendered: Size,
+    /// Denoising steps.
+    pub steps: usize,
+    /// diffusers' `guidance_scale`.
+    pub guidance: f64,
+    /// Seed of the first picture; picture i uses seed + i (wrapping).
+    pub seed: u64,
+    /// The sampler's canonical name.
+    pub sampler: String,
+    /// The schedule's name.
+    pub schedule: String,
+    /// CLIP layers left out at the end.
+    pub clip_skip: usize,
+    /// The files' format.
+    pub output_format: OutputFormat,
+    /// Quality of lossy formats, 0..=100.
+    pub output_compression: u8,
+    /// Previews wanted while a picture is made.
+    pub partial_images: u32,
+    /// Place in the waiting list.
+    pub priority: Priority,
+    /// For usage and quotas.
+    pub user: Option<String>,
+}
