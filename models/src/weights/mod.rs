@@ -1,1 +1,5 @@
 //! Finding and opening weights.
+
+mod tensors;
+
+pub use tensors::{MemorySource, TensorSource, Tensors};
