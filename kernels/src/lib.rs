@@ -10,4 +10,32 @@
 //!
 //! - images are channels-last, (b, h, w, c), and sequences are (b, n, c);
 //! - **a row's result does not depend on the number of rows** in its batch,
-//!   nor on what the other rows hold, to the last bit.
+//!   nor on what the other rows hold, to the last bit. A *row* is one index of
+//!   the first dimension. On the CPU this is tested for every operation; on a
+//!   GPU it is as true as the vendor's batched matrix product makes it.
+
+mod activations;
+mod attention;
+mod conv2d;
+mod dispatch;
+mod group_norm;
+mod layer_norm;
+mod linear;
+mod mapped;
+mod plain;
+mod timestep;
+mod upsample;
+
+pub use activations::{geglu, gelu, gelu_tanh, quick_gelu, silu};
+pub use attention::{attention, causal_mask};
+pub use conv2d::{Conv2d, Conv2dConfig, Padding};
+pub use dispatch::{plain_forms, with_plain_forms};
+pub use group_norm::GroupNorm;
+pub use layer_norm::{LayerNorm, RmsNorm};
+pub use linear::Linear;
+pub use mapped::Mapped;
+pub use timestep::timestep_embedding;
+pub use upsample::upsample_nearest;
+
+#[cfg(test)]
+mod tests;

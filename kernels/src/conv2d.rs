@@ -1,0 +1,109 @@
+//! Two-dimensional convolution of channels-last images.
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::{linear::check_bias, plain};
+
+/// Zeros around an image, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Padding {
+    /// Rows above.
+    pub top: usize,
+    /// Columns to the left.
+    pub left: usize,
+    /// Rows below.
+    pub bottom: usize,
+    /// Columns to the right.
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same number of zeros on each side.
+    #[must_use]
+    pub fn same(pixels: usize) -> Self {
+        Self { top: pixels, left: pixels, bottom: pixels, right: pixels }
+    }
+}
+
+/// How the window moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2dConfig {
+    /// The step of the window in both directions, in pixels; at least 1.
+    pub stride: usize,
+    /// The zeros around the image.
+    pub padding: Padding,
+}
+
+impl Default for Conv2dConfig {
+    fn default() -> Self {
+        Self { stride: 1, padding: Padding::default() }
+    }
+}
+
+impl Conv2dConfig {
+    /// The size (h, w) of the result for an image of `height` by `width`.
+    ///
+    /// # Errors
+    /// If the window of `kernel` (h, w) is larger than the padded image.
+    pub fn output_size(&self, (height, width): (usize, usize), kernel: (usize, usize)) -> Result<(usize, usize)> {
+        let padded = (height + self.padding.top + self.padding.bottom, width + self.padding.left + self.padding.right);
+        if padded.0 < kernel.0 || padded.1 < kernel.1 {
+            bail!("conv2d: the window {kernel:?} is larger than the padded image {padded:?}");
+        }
+        Ok(((padded.0 - kernel.0) / self.stride + 1, (padded.1 - kernel.1) / self.stride + 1))
+    }
+}
+
+/// A convolution (cross-correlation, as in PyTorch) with its weights.
+///
+/// `x` is (b, h, w, in) in f32, f16 or bf16, the result (b, h', w', out) in
+/// the same type.
+#[derive(Debug, Clone)]
+pub struct Conv2d {
+    weights: plain::Conv2d,
+    in_channels: usize,
+    out_channels: usize,
+}
+
+impl Conv2d {
+    /// Takes the weight (out, in, kh, kw), as PyTorch stores it, and the bias (out).
+    ///
+    /// # Errors
+    /// If the shapes do not fit each other, or the stride is 0.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the layer owns its weights, so that packing them frees the tensors"
+    )]
+    pub fn new(weight: Tensor, bias: Option<Tensor>, config: Conv2dConfig) -> Result<Self> {
+        let (out_channels, in_channels, _, _) = weight.dims4()?;
+        check_bias(bias.as_ref(), out_channels, "conv2d")?;
+        if config.stride == 0 {
+            bail!("conv2d: the stride must be at least 1");
+        }
+        Ok(Self { weights: plain::Conv2d::new(&weight, bias.as_ref(), config)?, in_channels, out_channels })
+    }
+
+    /// The number of channels of the input.
+    #[must_use]
+    pub fn in_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    /// The number of channels of the result.
+    #[must_use]
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
+    /// Convolves `x` (b, h, w, in) to (b, h', w', out).
+    ///
+    /// # Errors
+    /// If `x` has another number of channels, or is smaller than the window.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, _, _, channels) = x.dims4()?;
+        if channels != self.in_channels {
+            bail!("conv2d: the input {:?} must end in {} channels", x.dims(), self.in_channels);
+        }
+        self.weights.forward(x)
+    }
+}

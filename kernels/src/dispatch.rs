@@ -1,0 +1,47 @@
+//! The choice between an operation's forms.
+//!
+//! `EASEL_PLAIN=1` in the environment (read once) forces the plain forms
+//! everywhere: the first thing to try when a picture looks wrong. A test forces
+//! them for a closure with [`with_plain_forms`]. A layer that owns weights
+//! chooses when it is made, because a fast form may keep them in another
+//! arrangement; an operation without weights chooses at each call.
+
+use std::{cell::Cell, sync::LazyLock};
+
+static PLAIN: LazyLock<bool> =
+    LazyLock::new(|| std::env::var("EASEL_PLAIN").is_ok_and(|value| !value.is_empty() && value != "0"));
+
+thread_local! {
+    static PLAIN_HERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the plain forms are forced, by the environment or on this thread.
+#[must_use]
+pub fn plain_forms() -> bool {
+    *PLAIN || PLAIN_HERE.get()
+}
+
+/// Runs `body` with the plain forms forced on this thread.
+pub fn with_plain_forms<T>(body: impl FnOnce() -> T) -> T {
+    /// Puts the former choice back, also when `body` panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            PLAIN_HERE.set(self.0);
+        }
+    }
+    let _restore = Restore(PLAIN_HERE.replace(true));
+    body()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forced_choice_ends_with_its_closure() {
+        let before = plain_forms();
+        assert!(with_plain_forms(|| with_plain_forms(plain_forms) && plain_forms()));
+        assert_eq!(plain_forms(), before);
+    }
+}

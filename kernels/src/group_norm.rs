@@ -1,0 +1,64 @@
+//! Group normalisation (Wu and He, 2018), alone and followed by SiLU.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use crate::plain;
+
+/// Normalises each group of channels over a row's positions, then scales and shifts each channel.
+///
+/// `x` is (b, h, w, c) or (b, n, c) in f32, f16 or bf16; the statistics are
+/// at least f32.
+#[derive(Debug, Clone)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// Takes the scale (c) and the shift (c); `groups` must divide c.
+    ///
+    /// # Errors
+    /// If the shapes do not fit each other or `groups`.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the layer owns its weights, so that packing them frees the tensors"
+    )]
+    pub fn new(weight: Tensor, bias: Tensor, groups: usize, eps: f64) -> Result<Self> {
+        let channels = weight.dims1()?;
+        if bias.dims() != [channels] {
+            bail!("group_norm: the weight has {channels} channels, the bias {:?}", bias.dims());
+        }
+        if groups == 0 || channels % groups != 0 {
+            bail!("group_norm: {channels} channels cannot be split into {groups} groups");
+        }
+        let (weight, bias) = (weight.to_dtype(DType::F32)?.contiguous()?, bias.to_dtype(DType::F32)?.contiguous()?);
+        Ok(Self { weight, bias, groups, eps })
+    }
+
+    /// Normalises `x`.
+    ///
+    /// # Errors
+    /// If `x` has another number of channels, or another rank than 3 or 4.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.apply(x, false)
+    }
+
+    /// Normalises `x`, then applies SiLU.
+    ///
+    /// # Errors
+    /// As [`GroupNorm::forward`].
+    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        self.apply(x, true)
+    }
+
+    fn apply(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
+        let channels = self.weight.dim(0)?;
+        if !(3..=4).contains(&x.rank()) || x.dims().last() != Some(&channels) {
+            bail!("group_norm: the input {:?} must be (b, h, w, {channels}) or (b, n, {channels})", x.dims());
+        }
+        let y = plain::group_norm(x, &self.weight, &self.bias, self.groups, self.eps)?;
+        if silu { plain::silu(&y) } else { Ok(y) }
+    }
+}

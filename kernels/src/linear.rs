@@ -1,0 +1,64 @@
+//! The affine map of the last dimension.
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::plain;
+
+/// `y = x · Wᵀ + bias`, with the weight as PyTorch stores it.
+///
+/// `x` is (.., in) in f32, f16 or bf16, the result (.., out) in the same type.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weights: plain::Linear,
+    in_features: usize,
+    out_features: usize,
+}
+
+impl Linear {
+    /// Takes the weight (out, in) and the bias (out).
+    ///
+    /// # Errors
+    /// If the shapes do not fit each other.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the layer owns its weights, so that packing them frees the tensors"
+    )]
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let (out_features, in_features) = weight.dims2()?;
+        check_bias(bias.as_ref(), out_features, "linear")?;
+        Ok(Self { weights: plain::Linear::new(&weight, bias.as_ref())?, in_features, out_features })
+    }
+
+    /// The size of the input's last dimension.
+    #[must_use]
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// The size of the result's last dimension.
+    #[must_use]
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// Maps `x` (.., in) to (.., out).
+    ///
+    /// # Errors
+    /// If the last dimension of `x` is not `in`, or candle fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if x.dims().last() != Some(&self.in_features) {
+            bail!("linear: the input {:?} must end in {} features", x.dims(), self.in_features);
+        }
+        self.weights.forward(x)
+    }
+}
+
+/// Fails if a bias is there and is not (channels).
+pub(crate) fn check_bias(bias: Option<&Tensor>, channels: usize, operation: &str) -> Result<()> {
+    match bias {
+        Some(bias) if bias.dims() != [channels] => {
+            bail!("{operation}: the bias is {:?}, but the weight makes {channels} channels", bias.dims())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,200 @@
+//! What holds for every operation and form: the plain form's values, and rows that do not depend on their batch.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::*;
+
+/// Pseudo-random values in about -2..2 (an affine congruence, after Knuth): the same on every machine.
+fn noise(seed: u64, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    let shape = shape.into();
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
+    let values: Vec<f32> = (0..shape.elem_count())
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 40) as f32 / (1u64 << 22) as f32) - 2.0
+        })
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+fn bits(x: &Tensor) -> Result<Vec<u32>> {
+    Ok(x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+}
+
+/// The L2 distance of two tensors over the norm of the second.
+fn distance(x: &Tensor, reference: &Tensor) -> Result<f64> {
+    assert_eq!(x.dims(), reference.dims());
+    let (x, reference) = (x.to_dtype(DType::F64)?, reference.to_dtype(DType::F64)?);
+    let norm = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f64>();
+    Ok((norm(&(x - &reference)?)? / norm(&reference)?).sqrt())
+}
+
+type Run = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
+
+/// An operation with its weights, on inputs of given shapes without the first dimension.
+struct Case {
+    name: String,
+    inputs: Vec<Vec<usize>>,
+    run: Run,
+}
+
+fn case(name: &str, inputs: &[&[usize]], run: impl Fn(&[Tensor]) -> Result<Tensor> + 'static) -> Case {
+    let name = format!("{name} {inputs:?}");
+    Case { name, inputs: inputs.iter().map(|shape| shape.to_vec()).collect(), run: Box::new(run) }
+}
+
+/// Every operation at odd sizes; layers are made anew, so in the form that is in force.
+fn cases() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for (n, features, out) in [(1, 1, 1), (1, 320, 129), (7, 5, 3), (77, 33, 70), (130, 257, 67), (16, 700, 64)] {
+        let linear = Linear::new(noise(1, (out, features))?, Some(noise(2, out)?))?;
+        let free = Linear::new(noise(3, (out, features))?, None)?;
+        cases.push(case("linear", &[&[n, features]], move |x| linear.forward(&x[0])));
+        cases.push(case("linear without bias", &[&[n, features]], move |x| free.forward(&x[0])));
+        let flat = Linear::new(noise(1, (out, features))?, Some(noise(2, out)?))?;
+        cases.push(case("linear of vectors", &[&[features]], move |x| flat.forward(&x[0])));
+    }
+    let padding = |top, left, bottom, right| Padding { top, left, bottom, right };
+    for (image, out, kernel, stride, padding) in [
+        ([5, 7, 3], 8, (3, 3), 1, Padding::same(1)),
+        ([16, 16, 33], 35, (3, 3), 1, Padding::same(1)),
+        ([8, 9, 64], 96, (3, 3), 2, Padding::same(1)),
+        ([9, 8, 20], 17, (3, 3), 2, padding(0, 0, 1, 1)),
+        ([6, 5, 31], 40, (1, 1), 1, Padding::default()),
+        ([6, 5, 31], 40, (1, 1), 2, Padding::default()),
+        ([11, 3, 2], 5, (5, 2), 3, padding(2, 0, 1, 3)),
+        ([1, 1, 4], 4, (3, 3), 1, Padding::same(1)),
+        ([4, 4, 600], 9, (3, 3), 1, Padding::same(1)),
+        ([3, 40, 4], 64, (3, 3), 1, Padding::same(1)),
+    ] {
+        let weight = noise(4, (out, image[2], kernel.0, kernel.1))?;
+        let config = Conv2dConfig { stride, padding };
+        let conv = Conv2d::new(weight.clone(), Some(noise(5, out)?), config)?;
+        let free = Conv2d::new(weight, None, config)?;
+        cases.push(case(&format!("conv2d {kernel:?} {config:?}"), &[&image], move |x| conv.forward(&x[0])));
+        cases.push(case(&format!("conv2d {kernel:?} without bias"), &[&image], move |x| free.forward(&x[0])));
+    }
+    for (shape, groups) in [
+        (vec![5, 7, 12], 4),
+        (vec![35, 6], 3),
+        (vec![16, 16, 64], 32),
+        (vec![9, 9, 96], 32),
+        (vec![1, 1, 4], 2),
+        (vec![33, 31, 40], 1),
+        (vec![2, 3, 70], 70),
+    ] {
+        let channels = *shape.last().unwrap_or(&0);
+        let norm = GroupNorm::new(noise(6, channels)?, noise(7, channels)?, groups, 1e-5)?;
+        let with_silu = norm.clone();
+        cases.push(case(&format!("group_norm {groups}"), &[&shape], move |x| norm.forward(&x[0])));
+        cases.push(case(&format!("group_norm_silu {groups}"), &[&shape], move |x| with_silu.forward_silu(&x[0])));
+    }
+    for shape in [vec![1, 5], vec![77, 33], vec![3, 4, 768], vec![1, 320], vec![19]] {
+        let channels = *shape.last().unwrap_or(&0);
+        let norm = LayerNorm::new(Some(noise(8, channels)?), Some(noise(9, channels)?), 1e-5)?;
+        let bare = LayerNorm::new(None, None, 1e-6)?;
+        let scaled = LayerNorm::new(Some(noise(8, channels)?), None, 1e-5)?;
+        let rms = RmsNorm::new(noise(10, channels)?, 1e-6)?;
+        cases.push(case("layer_norm", &[&shape], move |x| norm.forward(&x[0])));
+        cases.push(case("layer_norm without weights", &[&shape], move |x| bare.forward(&x[0])));
+        cases.push(case("layer_norm without bias", &[&shape], move |x| scaled.forward(&x[0])));
+        cases.push(case("rms_norm", &[&shape], move |x| rms.forward(&x[0])));
+    }
+    for (n, m, heads, d) in [
+        (1, 1, 1, 1),
+        (5, 7, 2, 3),
+        (64, 77, 8, 40),
+        (33, 33, 1, 65),
+        (130, 130, 3, 32),
+        (17, 300, 2, 64),
+        (9, 2, 4, 160),
+    ] {
+        let (q, kv) = (vec![n, heads * d], vec![m, heads * d]);
+        cases.push(case(&format!("attention {heads}"), &[&q, &kv, &kv], move |x| {
+            attention(&x[0], &x[1], &x[2], heads, None)
+        }));
+        cases.push(case(&format!("masked attention {heads}"), &[&q, &kv, &kv, &[1, n, m]], move |x| {
+            attention(&x[0], &x[1], &x[2], heads, Some(&x[3]))
+        }));
+        if n == m {
+            let mask = causal_mask(n, &Device::Cpu)?;
+            cases.push(case(&format!("causal attention {heads}"), &[&q, &kv, &kv], move |x| {
+                attention(&x[0], &x[1], &x[2], heads, Some(&mask))
+            }));
+        }
+    }
+    for shape in [vec![1], vec![7, 6], vec![16, 16, 34], vec![33, 200], vec![2000, 130]] {
+        cases.push(case("silu", &[&shape], |x| silu(&x[0])));
+        cases.push(case("gelu", &[&shape], |x| gelu(&x[0])));
+        cases.push(case("gelu_tanh", &[&shape], |x| gelu_tanh(&x[0])));
+        cases.push(case("quick_gelu", &[&shape], |x| quick_gelu(&x[0])));
+        if shape.len() > 1 {
+            cases.push(case("geglu", &[&shape], |x| geglu(&x[0])));
+        }
+    }
+    for (h, w) in [(10, 14), (5, 7), (11, 9), (3, 2), (82, 122)] {
+        cases.push(case(&format!("upsample_nearest {h} {w}"), &[&[5, 7, 3]], move |x| upsample_nearest(&x[0], h, w)));
+    }
+    Ok(cases)
+}
+
+/// The inputs of `case` with `rows` rows; the first rows are the same whatever `rows` is.
+fn inputs(case: &Case, rows: usize) -> Result<Vec<Tensor>> {
+    case.inputs
+        .iter()
+        .enumerate()
+        .map(|(index, shape)| {
+            let mut shape = shape.clone();
+            shape.insert(0, rows);
+            noise(100 + index as u64, shape)
+        })
+        .collect()
+}
+
+fn assert_rows_stand_alone(cases: &[Case]) -> Result<()> {
+    for case in cases {
+        let all = inputs(case, 8)?;
+        let alone = (0..8)
+            .map(|row| {
+                let row = all.iter().map(|x| x.narrow(0, row, 1)).collect::<Result<Vec<_>>>()?;
+                bits(&(case.run)(&row)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for rows in [2, 3, 8] {
+            let batch = all.iter().map(|x| x.narrow(0, 8 - rows, rows)).collect::<Result<Vec<_>>>()?;
+            let y = (case.run)(&batch)?;
+            for row in 0..rows {
+                let same = bits(&y.narrow(0, row, 1)?)? == alone[8 - rows + row];
+                assert!(same, "{}: row {row} of {rows} differs from itself alone", case.name);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_in_any_batch() -> Result<()> {
+    assert_rows_stand_alone(&cases()?)
+}
+
+#[test]
+fn a_row_of_the_plain_forms_has_the_same_bits_alone_and_in_any_batch() -> Result<()> {
+    with_plain_forms(|| assert_rows_stand_alone(&cases()?))
+}
+
+#[test]
+fn half_precision_gives_what_f32_gives_to_its_precision() -> Result<()> {
+    for case in cases()? {
+        let x = inputs(&case, 2)?;
+        for (dtype, tolerance) in [(DType::F16, 5e-4), (DType::BF16, 4e-3)] {
+            let half = x.iter().map(|x| x.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
+            let y = (case.run)(&half)?;
+            assert_eq!(y.dtype(), dtype);
+            // The same rounded inputs in f32: what remains is the rounding of the result.
+            let rounded = half.iter().map(|x| x.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+            let distance = distance(&y, &(case.run)(&rounded)?)?;
+            assert!(distance < tolerance, "{} in {dtype:?}: {distance}", case.name);
+        }
+    }
+    Ok(())
+}
