@@ -1,5 +1,9 @@
 //! One configuration from file, environment and flags, in that order of precedence from low to high.
 
+mod load;
+
+pub use load::ConfigError;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
