@@ -47,15 +47,11 @@ impl Config {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(file) = file {
             // figment takes a missing file for an empty one, which is not what somebody who names a file wants.
-            let text = std::fs::read_to_string(file)
-                .map_err(|source| ConfigError::File { file: file.to_owned(), source })?;
+            let text =
+                std::fs::read_to_string(file).map_err(|source| ConfigError::File { file: file.to_owned(), source })?;
             figment = figment.merge(NamedToml { file: file.to_owned(), text });
         }
-        figment
-            .merge(environment())
-            .merge(Serialized::globals(flags))
-            .extract()
-            .map_err(|error| explain(error, file))
+        figment.merge(environment()).merge(Serialized::globals(flags)).extract().map_err(|error| explain(error, file))
     }
 
     /// Refuses a configuration that would serve the network without asking anybody for a key.
