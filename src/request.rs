@@ -1,8 +1,14 @@
 //! The one canonical request that every dialect translates into.
 
+mod error;
+pub mod fields;
+mod names;
+mod parse;
 mod resolve;
 
-pub use resolve::{RequestError, Resolver};
+pub use error::RequestError;
+pub use parse::{parse, parse_size};
+pub use resolve::{Resolver, ResolverError};
 
 use std::collections::BTreeMap;
 
@@ -51,6 +57,28 @@ pub struct GenerationRequest {
     pub user: Option<String>,
     /// What the caller should know: fields that were ignored, and the like.
     pub warnings: Vec<String>,
+    /// Fields that came under an alias, as (own name, as written): errors name them as the caller did.
+    pub spelling: Vec<(&'static str, &'static str)>,
+}
+
+/// How the caller wants the answer; it has no influence on the pictures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Delivery {
+    /// What carries the pictures in a synchronous reply.
+    pub response_format: Option<ResponseFormat>,
+    /// Server-sent events instead of one reply.
+    pub stream: bool,
+    /// A job at once instead of the pictures later.
+    pub asynchronous: bool,
+}
+
+/// What carries a picture in a synchronous reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponseFormat {
+    /// An address to fetch it from.
+    Url,
+    /// The file itself, in base64.
+    B64Json,
 }
 
 /// How a request names its size.
@@ -61,6 +89,10 @@ pub enum SizeAsked {
     Native,
     /// Width and height in pixels.
     Exact(Size),
+    /// The width only; the height is the model's own.
+    Width(u32),
+    /// The height only; the width is the model's own.
+    Height(u32),
     /// A ratio of width to height, with the model's own pixel count.
     Aspect(f64, f64),
 }
@@ -112,6 +144,17 @@ pub enum Priority {
     Normal,
     /// Before everyone else.
     High,
+}
+
+impl Priority {
+    /// The name in requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+        }
+    }
 }
 
 /// A request as understood: valid for its model, with every default filled in. It is stored with its

@@ -1,5 +1,6 @@
 //! Who may do what.
 
 mod keys;
+mod priority;
 
 pub use keys::{Caller, KeyError, Keys};

@@ -1,9 +1,336 @@
 //! From what was asked to what is understood: validation against the model's card and the limits.
 
-/// Why a request can never succeed.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum RequestError {}
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// Checks requests and fills in their defaults.
-#[derive(Debug, Clone, Default)]
-pub struct Resolver {}
+use easel_models::{Fit, ModelCard, Size};
+
+use super::fields::{self, Kind};
+use super::parse::quoted;
+use super::{GenerationRequest, Priority, RequestError, ResolvedRequest, SizeAsked, names};
+use crate::config::{Limits, ModelsConfig};
+
+/// Checks requests and fills in their defaults. Clones share one table.
+#[derive(Debug, Clone)]
+pub struct Resolver {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    models: Vec<(String, ModelCard)>,
+    default: usize,
+    aliases: BTreeMap<String, usize>,
+    any_name: bool,
+    limits: Limits,
+}
+
+/// The configuration names a model that is not served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {message}")]
+pub struct ResolverError {
+    /// The key of the configuration.
+    pub key: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl Resolver {
+    /// Puts the served models' cards and the operator's names and limits together.
+    ///
+    /// # Errors
+    /// When there is no model, or `models.default` or one of `models.aliases` names a model that is not served.
+    pub fn new(
+        models: Vec<(String, ModelCard)>,
+        limits: Limits,
+        configured: &ModelsConfig,
+    ) -> Result<Self, ResolverError> {
+        let place = |key: String, name: &str| {
+            let found = models.iter().position(|(served, _)| served == name);
+            found.ok_or_else(|| ResolverError {
+                key,
+                message: format!("no model {name:?} is served; served are {}", listing(&models)),
+            })
+        };
+        if models.is_empty() {
+            return Err(ResolverError { key: "models.sources".into(), message: "there is no model".into() });
+        }
+        let default = match &configured.default {
+            Some(name) => place("models.default".into(), name)?,
+            None => 0,
+        };
+        let aliases = configured
+            .aliases
+            .iter()
+            .map(|(alias, name)| Ok((alias.clone(), place(format!("models.aliases.{alias}"), name)?)))
+            .collect::<Result<_, ResolverError>>()?;
+        Ok(Self { inner: Arc::new(Inner { models, default, aliases, any_name: configured.any_name, limits }) })
+    }
+
+    /// The limits that requests are held to.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// The served models in registry order.
+    pub fn models(&self) -> &[(String, ModelCard)] {
+        &self.inner.models
+    }
+
+    /// The name of the model of requests that name none.
+    pub fn default_model(&self) -> &str {
+        &self.inner.models[self.inner.default].0
+    }
+
+    /// The operator's further names of a model.
+    pub fn aliases<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a str> {
+        let place = self.inner.models.iter().position(|(name, _)| name == model);
+        self.inner.aliases.iter().filter(move |(_, at)| Some(**at) == place).map(|(alias, _)| alias.as_str())
+    }
+
+    /// The model that a request means by `name`: a served name or an alias, as written or as the `name` of
+    /// `owner/name`; or a well-known vendor name, which is the default model's.
+    ///
+    /// # Errors
+    /// [`RequestError::UnknownModel`].
+    pub fn model(&self, name: Option<&str>) -> Result<(&str, &ModelCard), RequestError> {
+        let inner = &*self.inner;
+        let at = match name {
+            None => Some(inner.default),
+            Some(name) => inner
+                .named(name)
+                .or_else(|| inner.named(names::second(name)?))
+                .or_else(|| (inner.any_name && names::well_known(name)).then_some(inner.default)),
+        };
+        let Some((name, card)) = at.and_then(|at| inner.models.get(at)) else {
+            return Err(RequestError::UnknownModel {
+                asked: quoted(name.unwrap_or_default()),
+                known: listing(&inner.models),
+            });
+        };
+        Ok((name, card))
+    }
+
+    /// Checks a request and fills in its defaults. The second part is what the caller should know.
+    ///
+    /// # Errors
+    /// When the request can never succeed.
+    pub fn resolve(&self, request: GenerationRequest) -> Result<(ResolvedRequest, Vec<String>), RequestError> {
+        let spelling = request.spelling.clone();
+        self.check(request).map_err(|error| error.respelled(&spelling))
+    }
+
+    fn check(&self, asked: GenerationRequest) -> Result<(ResolvedRequest, Vec<String>), RequestError> {
+        let limits = &self.inner.limits;
+        let mut warnings = asked.warnings;
+        let (model, card) = self.model(asked.model.as_deref())?;
+        let prompt = asked.prompt.ok_or_else(|| RequestError::Missing { param: fields::PROMPT.name.into() })?;
+        bounded_text(fields::PROMPT.name, &prompt, limits.max_prompt_chars)?;
+
+        let guidance = number(&fields::GUIDANCE, asked.guidance)?.unwrap_or(card.guidance);
+        let negative_prompt = asked.negative_prompt;
+        if let Some(negative) = negative_prompt.as_deref().filter(|text| !text.is_empty()) {
+            bounded_text(fields::NEGATIVE_PROMPT.name, negative, limits.max_prompt_chars)?;
+            if !card.abilities.negative_prompt {
+                return Err(unsupported(fields::NEGATIVE_PROMPT.name, model, "has no negative prompt"));
+            }
+            if guidance <= 1.0 {
+                warnings.push(format!("`negative_prompt` has no effect at guidance {guidance}; it has above 1"));
+            }
+        }
+        let clip_skip = whole(&fields::CLIP_SKIP, asked.clip_skip, MAX_CLIP_SKIP)?.unwrap_or(0);
+        if clip_skip > 0 && !card.abilities.clip_skip {
+            return Err(unsupported(fields::CLIP_SKIP.name, model, "has no CLIP layers to skip"));
+        }
+
+        let (delivered, rendered) = self.size(asked.size, model, card, &mut warnings)?;
+        let n = whole(&fields::N, asked.n, u64::from(limits.max_n))?.unwrap_or(1);
+        let steps = whole(&fields::STEPS, asked.steps, limits.max_steps as u64)?;
+        let (sampler, schedule) = sampling(asked.sampler, asked.schedule, model, card)?;
+        let output_compression = whole(&fields::OUTPUT_COMPRESSION, asked.output_compression, 100)?;
+        let partial_images = whole(&fields::PARTIAL_IMAGES, asked.partial_images, 3)?;
+
+        let resolved = ResolvedRequest {
+            model: model.to_owned(),
+            prompt,
+            negative_prompt,
+            n: narrow(n),
+            width: delivered.width,
+            height: delivered.height,
+            rendered,
+            steps: steps.map_or(card.steps, |steps| usize::try_from(steps).unwrap_or(usize::MAX)),
+            guidance,
+            seed: asked.seed.unwrap_or_else(random_seed),
+            sampler,
+            schedule,
+            clip_skip: usize::try_from(clip_skip).unwrap_or(usize::MAX),
+            output_format: asked.output_format.unwrap_or_default(),
+            output_compression: narrow(output_compression.unwrap_or(100)),
+            partial_images: narrow(partial_images.unwrap_or(0)),
+            priority: asked.priority.unwrap_or(Priority::Normal),
+            user: asked.user,
+        };
+        Ok((resolved, warnings))
+    }
+
+    /// The delivered and the rendered size.
+    fn size(
+        &self,
+        asked: SizeAsked,
+        model: &str,
+        card: &ModelCard,
+        warnings: &mut Vec<String>,
+    ) -> Result<(Size, Size), RequestError> {
+        let native = card.native;
+        let (delivered, param) = match asked {
+            SizeAsked::Native => (native, fields::SIZE.name),
+            SizeAsked::Exact(size) => (size, fields::SIZE.name),
+            SizeAsked::Width(width) => (Size { width, ..native }, fields::WIDTH.name),
+            SizeAsked::Height(height) => (Size { height, ..native }, fields::HEIGHT.name),
+            SizeAsked::Aspect(across, down) => (of_aspect(across, down, model, card)?, fields::ASPECT_RATIO.name),
+        };
+        let pixels = u64::from(delivered.width) * u64::from(delivered.height);
+        if pixels == 0 || pixels > self.inner.limits.max_pixels {
+            return Err(RequestError::InvalidValue {
+                param: param.into(),
+                wanted: format!("a size of 1 to {} pixels in all", self.inner.limits.max_pixels),
+                asked: delivered.to_string(),
+            });
+        }
+        if card.sizes.contains(delivered) {
+            return Ok((delivered, delivered));
+        }
+        let nearest = card.sizes.nearest(delivered);
+        if card.fit == Fit::Exact {
+            return Err(RequestError::UnsupportedSize {
+                param: param.into(),
+                asked: delivered,
+                model: model.into(),
+                nearest,
+            });
+        }
+        warnings.push(format!("{model} does not make {delivered}; rendered at {nearest} and resampled to {delivered}"));
+        Ok((delivered, nearest))
+    }
+}
+
+impl Inner {
+    fn named(&self, name: &str) -> Option<usize> {
+        self.models.iter().position(|(served, _)| served == name).or_else(|| self.aliases.get(name).copied())
+    }
+}
+
+/// The most layers that any CLIP text encoder in use has (bigG has 32); a smaller model refuses for itself.
+const MAX_CLIP_SKIP: u64 = 32;
+
+/// The size of this ratio with the model's own pixel count: one that the model makes, unless it resizes anyway.
+fn of_aspect(across: f64, down: f64, model: &str, card: &ModelCard) -> Result<Size, RequestError> {
+    let pixels = f64::from(card.native.width) * f64::from(card.native.height);
+    let ratio = across / down;
+    let (width, height) = ((pixels * ratio).sqrt().round(), (pixels / ratio).sqrt().round());
+    // A ratio outside of this is a line, and would overflow before any limit sees it.
+    if !(1.0 / 64.0..=64.0).contains(&ratio) {
+        return Err(RequestError::InvalidValue {
+            param: fields::ASPECT_RATIO.name.into(),
+            wanted: "a ratio from 1:64 to 64:1".into(),
+            asked: format!("{across}:{down}"),
+        });
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rounded side of bounded size")]
+    let ideal = Size { width: (width as u32).max(1), height: (height as u32).max(1) };
+    let nearest = card.sizes.nearest(ideal);
+    let got = f64::from(nearest.width) / f64::from(nearest.height.max(1));
+    // Rounding to the model's multiple may move the ratio a little; a ratio that it cannot make moves it a lot.
+    let close = (got / ratio).ln().abs() < 0.15;
+    match card.fit {
+        _ if close => Ok(nearest),
+        Fit::Resize => Ok(ideal),
+        Fit::Exact => Err(RequestError::UnsupportedSize {
+            param: fields::ASPECT_RATIO.name.into(),
+            asked: ideal,
+            model: model.into(),
+            nearest,
+        }),
+    }
+}
+
+/// The canonical sampler and the schedule.
+fn sampling(
+    sampler: Option<String>,
+    schedule: Option<String>,
+    model: &str,
+    card: &ModelCard,
+) -> Result<(String, String), RequestError> {
+    let sampler = match sampler {
+        None => card.sampler.clone(),
+        Some(name) if card.samplers.contains(&name) => name,
+        Some(name) => {
+            return Err(RequestError::InvalidValue {
+                param: fields::SAMPLER.name.into(),
+                wanted: format!("one of {model}'s samplers: {}", card.samplers.join(", ")),
+                asked: format!("{:?}", quoted(&name)),
+            });
+        }
+    };
+    Ok((sampler, schedule.unwrap_or_else(|| "default".into())))
+}
+
+fn bounded_text(param: &'static str, text: &str, most: usize) -> Result<(), RequestError> {
+    let chars = text.chars().count();
+    if chars > most {
+        return Err(RequestError::InvalidValue {
+            param: param.into(),
+            wanted: format!("at most {most} characters"),
+            asked: format!("{chars} characters"),
+        });
+    }
+    Ok(())
+}
+
+/// A whole number within its field's range; `most` is the server's own bound.
+fn whole(field: &fields::Field, asked: Option<u64>, most: u64) -> Result<Option<u64>, RequestError> {
+    let Kind::Integer { min, max } = field.kind else { return Ok(asked) };
+    let most = max.unwrap_or(most).min(most);
+    match asked {
+        Some(number) if !(min..=most).contains(&number) => Err(RequestError::InvalidValue {
+            param: field.name.into(),
+            wanted: format!("a whole number from {min} to {most}"),
+            asked: number.to_string(),
+        }),
+        fine => Ok(fine),
+    }
+}
+
+fn number(field: &fields::Field, asked: Option<f64>) -> Result<Option<f64>, RequestError> {
+    let Kind::Number { min, max } = field.kind else { return Ok(asked) };
+    match asked {
+        Some(number) if !(min..=max).contains(&number) => Err(RequestError::InvalidValue {
+            param: field.name.into(),
+            wanted: format!("a number from {min} to {max}"),
+            asked: number.to_string(),
+        }),
+        fine => Ok(fine),
+    }
+}
+
+fn unsupported(param: &'static str, model: &str, lacks: &str) -> RequestError {
+    RequestError::Unsupported { param: param.into(), why: format!("{model} {lacks}; leave it out") }
+}
+
+/// A number that was checked to fit.
+fn narrow<T: TryFrom<u64> + Default>(number: u64) -> T {
+    T::try_from(number).unwrap_or_default()
+}
+
+/// A seed that every JSON client reads exactly, with room for the seeds of the request's other pictures.
+fn random_seed() -> u64 {
+    rand::random::<u64>() >> 12
+}
+
+fn listing(models: &[(String, ModelCard)]) -> String {
+    models.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;

@@ -1,0 +1,365 @@
+//! From a native JSON body to a [`GenerationRequest`]: names and types. What a value may be is the resolver's to say.
+
+use std::collections::BTreeMap;
+
+use easel_models::Size;
+use serde_json::{Map, Value};
+
+use super::fields::{self, FIELDS, Field, Kind};
+use super::{Delivery, GenerationRequest, OutputFormat, Priority, RequestError, ResponseFormat, SizeAsked};
+
+/// Unknown fields that are named in warnings; the rest are only counted, so that a reply stays small.
+const UNKNOWN_NAMED: usize = 16;
+/// Characters of an unknown field's name, or of a refused value, that are repeated in a message.
+const QUOTED_CHARS: usize = 64;
+const METADATA_ENTRIES: usize = 64;
+const METADATA_KEY_CHARS: usize = 64;
+const METADATA_VALUE_CHARS: usize = 1024;
+const USER_CHARS: usize = 256;
+
+/// Reads a native body. Unknown fields become warnings; `null` is as good as absent.
+///
+/// # Errors
+/// When a field is of the wrong type, is none of its named values, or asks for a feature that is not there.
+pub fn parse(body: Map<String, Value>) -> Result<(GenerationRequest, Delivery), RequestError> {
+    let mut body = Body::new(body);
+    let result = read(&mut body);
+    result.map_err(|error| error.respelled(&body.spelling))
+}
+
+fn read(body: &mut Body) -> Result<(GenerationRequest, Delivery), RequestError> {
+    body.refuse_unsupported()?;
+    let mut request = GenerationRequest {
+        model: body.text(&fields::MODEL)?,
+        prompt: body.text(&fields::PROMPT)?,
+        negative_prompt: body.text(&fields::NEGATIVE_PROMPT)?,
+        n: body.integer(&fields::N)?,
+        steps: body.integer(&fields::STEPS)?,
+        guidance: body.number(&fields::GUIDANCE)?,
+        seed: body.integer(&fields::SEED)?,
+        sampler: body.text(&fields::SAMPLER)?,
+        schedule: body.text(&fields::SCHEDULE)?,
+        clip_skip: body.integer(&fields::CLIP_SKIP)?,
+        output_format: body.output_format()?,
+        output_compression: body.integer(&fields::OUTPUT_COMPRESSION)?,
+        partial_images: body.integer(&fields::PARTIAL_IMAGES)?,
+        priority: body.priority()?,
+        metadata: body.metadata()?,
+        user: body.text(&fields::USER)?,
+        ..GenerationRequest::default()
+    };
+    if let Some(user) = &request.user
+        && user.chars().count() > USER_CHARS
+    {
+        return Err(invalid(fields::USER.name, &format!("at most {USER_CHARS} characters"), user));
+    }
+    request.size = body.size(&mut request.warnings)?;
+    let delivery = Delivery {
+        response_format: body.response_format()?,
+        stream: body.flag(&fields::STREAM)?.unwrap_or(false),
+        asynchronous: body.flag(&fields::ASYNC)?.unwrap_or(false),
+    };
+    // There is no result cache, so both values are honoured; only the type is checked.
+    body.flag(&fields::CACHE)?;
+    body.warn_of_the_rest(&mut request.warnings);
+    request.spelling = std::mem::take(&mut body.spelling);
+    Ok((request, delivery))
+}
+
+/// A body whose fields are taken out one by one.
+struct Body {
+    left: Map<String, Value>,
+    /// Fields that came under an alias: (the field's own name, as written).
+    spelling: Vec<(&'static str, &'static str)>,
+}
+
+impl Body {
+    fn new(mut left: Map<String, Value>) -> Self {
+        left.retain(|_, value| !value.is_null());
+        Self { left, spelling: Vec::new() }
+    }
+
+    /// Takes a field out under whichever of its names it came.
+    fn take(&mut self, field: &Field) -> Result<Option<Value>, RequestError> {
+        let mut taken: Option<(&'static str, Value)> = None;
+        for name in field.names() {
+            let Some(value) = self.left.remove(name) else { continue };
+            match &taken {
+                None => {
+                    if name != field.name {
+                        self.spelling.push((field.name, name));
+                    }
+                    taken = Some((name, value));
+                }
+                Some((_, first)) if *first == value => {}
+                Some((first, _)) => {
+                    return Err(RequestError::Contradiction {
+                        param: name.into(),
+                        other: (*first).into(),
+                        hint: "they are one field under two names, with different values; send one".into(),
+                    });
+                }
+            }
+        }
+        Ok(taken.map(|(_, value)| value))
+    }
+
+    fn refuse_unsupported(&mut self) -> Result<(), RequestError> {
+        for field in FIELDS.iter().filter(|field| field.kind == Kind::Unsupported) {
+            for name in field.names() {
+                match self.left.remove(name) {
+                    None => {}
+                    // An empty list or object asks for nothing.
+                    Some(Value::Array(list)) if list.is_empty() => {}
+                    Some(Value::Object(object)) if object.is_empty() => {}
+                    Some(_) => {
+                        return Err(RequestError::Unsupported {
+                            param: name.into(),
+                            why: format!("{}; leave it out", field.about),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, field: &Field) -> Result<Option<String>, RequestError> {
+        match self.take(field)? {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong_type(field.name, "a string", &other)),
+        }
+    }
+
+    fn flag(&mut self, field: &Field) -> Result<Option<bool>, RequestError> {
+        match self.take(field)? {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(other) => Err(wrong_type(field.name, "true or false", &other)),
+        }
+    }
+
+    fn integer(&mut self, field: &Field) -> Result<Option<u64>, RequestError> {
+        self.take(field)?.map(|value| integer(field.name, &value)).transpose()
+    }
+
+    fn number(&mut self, field: &Field) -> Result<Option<f64>, RequestError> {
+        match self.take(field)? {
+            None => Ok(None),
+            Some(value) => value.as_f64().map(Some).ok_or_else(|| wrong_type(field.name, "a number", &value)),
+        }
+    }
+
+    fn one_of(&mut self, field: &Field) -> Result<Option<String>, RequestError> {
+        let Kind::OneOf(names) = field.kind else { return self.text(field) };
+        let Some(text) = self.text(field)? else { return Ok(None) };
+        if names.contains(&text.as_str()) {
+            Ok(Some(text))
+        } else {
+            Err(invalid(field.name, &format!("one of {}", names.join(", ")), &text))
+        }
+    }
+
+    fn output_format(&mut self) -> Result<Option<OutputFormat>, RequestError> {
+        if self.left.get("output_format").and_then(Value::as_str) == Some("avif") {
+            return Err(RequestError::Unsupported {
+                param: "output_format".into(),
+                why: "avif files are not built yet; possible are png, jpeg, webp".into(),
+            });
+        }
+        let name = self.one_of(&fields::OUTPUT_FORMAT)?;
+        Ok(name.and_then(|name| OutputFormat::ALL.into_iter().find(|format| format.name() == name)))
+    }
+
+    fn priority(&mut self) -> Result<Option<Priority>, RequestError> {
+        Ok(self.one_of(&fields::PRIORITY)?.map(|name| match name.as_str() {
+            "low" => Priority::Low,
+            "high" => Priority::High,
+            _ => Priority::Normal,
+        }))
+    }
+
+    fn response_format(&mut self) -> Result<Option<ResponseFormat>, RequestError> {
+        Ok(self.one_of(&fields::RESPONSE_FORMAT)?.map(|name| match name.as_str() {
+            "url" => ResponseFormat::Url,
+            _ => ResponseFormat::B64Json,
+        }))
+    }
+
+    fn metadata(&mut self) -> Result<BTreeMap<String, String>, RequestError> {
+        let name = fields::METADATA.name;
+        let entries = match self.take(&fields::METADATA)? {
+            None => return Ok(BTreeMap::new()),
+            Some(Value::Object(entries)) => entries,
+            Some(other) => return Err(wrong_type(name, "an object of strings", &other)),
+        };
+        if entries.len() > METADATA_ENTRIES {
+            return Err(invalid(name, &format!("at most {METADATA_ENTRIES} entries"), &entries.len().to_string()));
+        }
+        let mut metadata = BTreeMap::new();
+        for (key, value) in entries {
+            let Value::String(value) = value else {
+                return Err(wrong_type(&format!("{name}.{}", quoted(&key)), "a string", &value));
+            };
+            if key.chars().count() > METADATA_KEY_CHARS {
+                return Err(invalid(
+                    name,
+                    &format!("an object whose keys have at most {METADATA_KEY_CHARS} characters"),
+                    &key,
+                ));
+            }
+            if value.chars().count() > METADATA_VALUE_CHARS {
+                let wanted = format!("at most {METADATA_VALUE_CHARS} characters");
+                return Err(invalid(&format!("{name}.{key}"), &wanted, &value));
+            }
+            metadata.insert(key, value);
+        }
+        Ok(metadata)
+    }
+
+    fn size(&mut self, warnings: &mut Vec<String>) -> Result<SizeAsked, RequestError> {
+        let size = self.take(&fields::SIZE)?.map(|value| size(fields::SIZE.name, value)).transpose()?;
+        let (width, height) = (self.side(&fields::WIDTH)?, self.side(&fields::HEIGHT)?);
+        let aspect = self.text(&fields::ASPECT_RATIO)?.map(|text| aspect(&text)).transpose()?;
+
+        let sides = match (width, height) {
+            (Some(width), Some(height)) => Some(SizeAsked::Exact(Size { width, height })),
+            (Some(width), None) => Some(SizeAsked::Width(width)),
+            (None, Some(height)) => Some(SizeAsked::Height(height)),
+            (None, None) => None,
+        };
+        // Together's clients send width and height beside a size and mean the size.
+        let asked = match (size, sides) {
+            (Some(size @ SizeAsked::Exact(_)), sides) => {
+                if sides.is_some_and(|sides| sides != size) {
+                    warnings.push("`width` and `height` were ignored: `size` was sent too".into());
+                }
+                size
+            }
+            (_, Some(sides)) => sides,
+            (size, None) => size.unwrap_or_default(),
+        };
+        match (asked, aspect) {
+            (asked, None) => Ok(asked),
+            (SizeAsked::Native, Some((across, down))) => Ok(SizeAsked::Aspect(across, down)),
+            (_, Some(_)) => Err(RequestError::Contradiction {
+                param: fields::ASPECT_RATIO.name.into(),
+                other: if sides.is_some() && size.is_none() { "width".into() } else { "size".into() },
+                hint: "send a size or a ratio".into(),
+            }),
+        }
+    }
+
+    fn side(&mut self, field: &Field) -> Result<Option<u32>, RequestError> {
+        self.take(field)?.map(|value| side(field.name, &value)).transpose()
+    }
+
+    fn warn_of_the_rest(&mut self, warnings: &mut Vec<String>) {
+        let unknown = self.left.len();
+        for name in self.left.keys().take(UNKNOWN_NAMED) {
+            let near = FIELDS
+                .iter()
+                .flat_map(Field::names)
+                .map(|known| (strsim::jaro_winkler(known, &quoted(name)), known))
+                .max_by(|a, b| a.0.total_cmp(&b.0))
+                .filter(|(likeness, _)| *likeness > 0.85);
+            let hint = near.map(|(_, known)| format!("; did you mean `{known}`?")).unwrap_or_default();
+            warnings.push(format!("unknown field `{}` was ignored{hint}", quoted(name)));
+        }
+        if unknown > UNKNOWN_NAMED {
+            warnings.push(format!("{} more unknown fields were ignored", unknown - UNKNOWN_NAMED));
+        }
+        self.left.clear();
+    }
+}
+
+/// A whole number. JSON has one number type, so `20.0` is as good as `20`.
+fn integer(param: &str, value: &Value) -> Result<u64, RequestError> {
+    /// Above it a float no longer tells whole numbers apart.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if let Some(number) = value.as_u64() {
+        return Ok(number);
+    }
+    let Some(number) = value.as_f64() else { return Err(wrong_type(param, "a whole number", value)) };
+    if number.fract() != 0.0 {
+        return Err(wrong_type(param, "a whole number", value));
+    }
+    if (0.0..EXACT).contains(&number) {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and within range, checked")]
+        return Ok(number as u64);
+    }
+    Err(invalid(param, "a whole number from 0 to 18446744073709551615", &value.to_string()))
+}
+
+fn side(param: &str, value: &Value) -> Result<u32, RequestError> {
+    let pixels = integer(param, value)?;
+    match u32::try_from(pixels) {
+        Ok(pixels) if pixels > 0 => Ok(pixels),
+        _ => Err(invalid(param, "a positive number of pixels", &pixels.to_string())),
+    }
+}
+
+fn size(param: &str, value: Value) -> Result<SizeAsked, RequestError> {
+    const WANTED: &str = "\"WIDTHxHEIGHT\", \"auto\" or {\"width\": …, \"height\": …}";
+    match value {
+        Value::String(text) if text == "auto" => Ok(SizeAsked::Native),
+        Value::String(text) => parse_size(&text).map(SizeAsked::Exact).ok_or_else(|| invalid(param, WANTED, &text)),
+        Value::Object(mut sides) => {
+            let (width, height) = (sides.remove("width"), sides.remove("height"));
+            match (width, height) {
+                (Some(width), Some(height)) if sides.is_empty() => Ok(SizeAsked::Exact(Size {
+                    width: side(&format!("{param}.width"), &width)?,
+                    height: side(&format!("{param}.height"), &height)?,
+                })),
+                _ => Err(wrong_type(param, WANTED, &Value::Object(Map::new()))),
+            }
+        }
+        other => Err(wrong_type(param, WANTED, &other)),
+    }
+}
+
+/// Reads `"512x768"`. Sides are positive.
+pub fn parse_size(text: &str) -> Option<Size> {
+    let (width, height) = text.split_once(['x', 'X', '×'])?;
+    let side = |text: &str| -> Option<u32> {
+        let digits = text.trim();
+        let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse().ok().filter(|pixels| plain && *pixels > 0)
+    };
+    Some(Size { width: side(width)?, height: side(height)? })
+}
+
+fn aspect(text: &str) -> Result<(f64, f64), RequestError> {
+    let side = |text: &str| text.trim().parse::<f64>().ok().filter(|side| side.is_finite() && *side > 0.0);
+    let sides = text.split_once(':').and_then(|(across, down)| Some((side(across)?, side(down)?)));
+    sides.ok_or_else(|| invalid(fields::ASPECT_RATIO.name, "a ratio such as \"16:9\"", text))
+}
+
+/// A refused value's name for a message, of bounded length.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED_CHARS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+fn wrong_type(param: &str, wanted: &str, found: &Value) -> RequestError {
+    let found = match found {
+        Value::Null => "null".to_owned(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => format!("the string {:?}", quoted(text)),
+        Value::Array(_) => "an array".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    };
+    RequestError::WrongType { param: param.into(), wanted: wanted.into(), found }
+}
+
+fn invalid(param: &str, wanted: &str, asked: &str) -> RequestError {
+    RequestError::InvalidValue { param: param.into(), wanted: wanted.into(), asked: format!("{:?}", quoted(asked)) }
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;
