@@ -105,8 +105,11 @@ pub struct Abilities {
 pub struct ModelCard {
     /// The family's short name, such as `sd1`.
     pub family: String,
-    /// One sentence for people; empty when nothing is known beyond the family.
+    /// What people should know of it; empty when nothing is known beyond the family.
     pub description: String,
+    /// What it can draw, of a model that knows only a few things; empty when it is not so limited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subjects: Vec<String>,
     /// The size made when a request names none.
     pub native: Size,
     /// The sizes that can be made.

@@ -13,6 +13,7 @@ pub struct Prompt {
     /// The text; `None` is an absent negative prompt, which SDXL does not encode as "".
     pub text: Option<String>,
     /// Layers left out at the end of CLIP, as diffusers counts: 1 is the last but one, 0 none.
+    /// diffusers encodes the negative prompt without it, so a negative prompt has 0 here.
     pub clip_skip: usize,
 }
 

@@ -7,6 +7,7 @@ fn card(sizes: Sizes, fit: Fit) -> ModelCard {
     ModelCard {
         family: "sd1".into(),
         description: String::new(),
+        subjects: Vec::new(),
         native: Size { width: 512, height: 512 },
         sizes,
         fit,

@@ -1,0 +1,232 @@
+//! The files that a CLIP tokenizer is kept in, of every age.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde::Deserialize;
+use tokenizers::AddedToken;
+
+use crate::weights::Repository;
+use crate::{Error, Result};
+
+/// Lengths from here on in `model_max_length` are transformers' way to say that none is known.
+const NO_LENGTH: f64 = 1e9;
+
+/// CLIP's end mark, which is the padding and the unknown token, too, where the files name no other.
+const END_MARK: &str = "<|endoftext|>";
+
+/// A vocabulary, its merges and its marks.
+pub(super) struct Vocabulary {
+    /// The file that the vocabulary was read from.
+    pub(super) file: String,
+    pub(super) ids: HashMap<String, u32>,
+    pub(super) merges: Vec<(String, String)>,
+    /// Tokens that are found in a text before it is split, in the order in which they get their ids.
+    pub(super) added: Vec<AddedToken>,
+    pub(super) start: String,
+    pub(super) end: String,
+    pub(super) pad: String,
+    pub(super) unknown: String,
+    pub(super) max_length: Option<usize>,
+}
+
+/// A mark: its text, or an object that has it.
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum Mark {
+    Text(String),
+    Token(Token),
+}
+
+/// An added token as `tokenizers` writes it.
+#[derive(Clone, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "the file's own form")]
+struct Token {
+    content: String,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    single_word: bool,
+    normalized: Option<bool>,
+    #[serde(default)]
+    special: bool,
+}
+
+impl Token {
+    fn added(&self, special: bool) -> AddedToken {
+        AddedToken::from(self.content.clone(), special)
+            .lstrip(self.lstrip)
+            .rstrip(self.rstrip)
+            .single_word(self.single_word)
+            // A special token is looked for in the text as it was written, another one after normalisation.
+            .normalized(self.normalized.unwrap_or(!special))
+    }
+}
+
+impl Mark {
+    fn text(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Token(token) => &token.content,
+        }
+    }
+
+    fn added(&self) -> AddedToken {
+        match self {
+            Self::Text(text) => AddedToken::from(text.clone(), true),
+            Self::Token(token) => token.added(true),
+        }
+    }
+}
+
+/// The keys of `tokenizer_config.json` and `special_tokens_map.json` that have an effect.
+#[derive(Default, Deserialize)]
+struct Config {
+    bos_token: Option<Mark>,
+    eos_token: Option<Mark>,
+    unk_token: Option<Mark>,
+    pad_token: Option<Mark>,
+    model_max_length: Option<f64>,
+    padding_side: Option<String>,
+    truncation_side: Option<String>,
+    added_tokens_decoder: Option<BTreeMap<u32, Token>>,
+}
+
+/// The keys of `tokenizer.json` that have an effect; transformers makes the rest of a CLIP tokenizer anew, too.
+#[derive(Deserialize)]
+struct TokenizerFile {
+    model: Bpe,
+    #[serde(default)]
+    added_tokens: Vec<NumberedToken>,
+}
+
+#[derive(Deserialize)]
+struct NumberedToken {
+    id: u32,
+    #[serde(flatten)]
+    token: Token,
+}
+
+#[derive(Deserialize)]
+struct Bpe {
+    vocab: HashMap<String, u32>,
+    merges: Vec<Merge>,
+}
+
+/// A merge in `tokenizer.json`: "a b" in older files, ["a", "b"] in newer ones.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Line(String),
+    Pair(String, String),
+}
+
+impl Vocabulary {
+    /// Reads the tokenizer files in the folder `part`.
+    pub(super) fn read(repository: &Repository, part: &str) -> Result<Self> {
+        let config_file = format!("{part}/tokenizer_config.json");
+        let mut config: Config = repository.try_json(&config_file)?.unwrap_or_default();
+        for (key, side) in [("padding_side", &config.padding_side), ("truncation_side", &config.truncation_side)] {
+            if side.as_deref().is_some_and(|side| side != "right") {
+                return Err(Error::file(config_file, format_args!("{key} is {side:?}; CLIP's is \"right\"")));
+            }
+        }
+        let (file, ids, merges, numbered) = read_words(repository, part)?;
+
+        // Newer files say everything in `added_tokens_decoder`; only where it is absent do the older places count.
+        let added = match config.added_tokens_decoder.take() {
+            Some(added) => added,
+            None => {
+                let map: Config = repository.try_json(&format!("{part}/special_tokens_map.json"))?.unwrap_or_default();
+                config.bos_token = map.bos_token.or(config.bos_token);
+                config.eos_token = map.eos_token.or(config.eos_token);
+                config.unk_token = map.unk_token.or(config.unk_token);
+                config.pad_token = map.pad_token.or(config.pad_token);
+                let mut added = read_added_tokens(repository, part, &config)?;
+                added.extend(numbered.into_iter().map(|NumberedToken { id, token }| (id, token)));
+                added
+            }
+        };
+
+        let or = |mark: Option<Mark>, default: &str| mark.unwrap_or_else(|| Mark::Text(default.to_owned()));
+        let start = or(config.bos_token, "<|startoftext|>");
+        let end = or(config.eos_token, END_MARK);
+        let unknown = or(config.unk_token, END_MARK);
+        let pad = or(config.pad_token, END_MARK);
+        let marks = [&start, &end, &unknown, &pad];
+        let named: BTreeSet<&str> = marks.iter().map(|mark| mark.text()).collect();
+
+        let mut tokens: Vec<AddedToken> =
+            added.values().map(|token| token.added(token.special || named.contains(token.content.as_str()))).collect();
+        for mark in marks {
+            if tokens.iter().all(|token| token.content != mark.text()) {
+                tokens.push(mark.added());
+            }
+        }
+        let max_length = match config.model_max_length {
+            Some(length) if length < 2.0 || length.fract() != 0.0 => {
+                let expected = "a whole number from 2 on is expected";
+                return Err(Error::file(config_file, format_args!("model_max_length is {length}; {expected}")));
+            }
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and in range, see above")]
+            Some(length) if length < NO_LENGTH => Some(length as usize),
+            _ => None,
+        };
+        let [start, end, unknown, pad] = marks.map(|mark| mark.text().to_owned());
+        Ok(Self { file, ids, merges, added: tokens, start, end, pad, unknown, max_length })
+    }
+}
+
+/// A vocabulary's file, its ids, its merges and the added tokens that are kept with it.
+type Words = (String, HashMap<String, u32>, Vec<(String, String)>, Vec<NumberedToken>);
+
+/// Reads vocabulary and merges from `tokenizer.json`, else from `vocab.json` and `merges.txt`.
+fn read_words(repository: &Repository, part: &str) -> Result<Words> {
+    let file = format!("{part}/tokenizer.json");
+    if let Some(TokenizerFile { model, added_tokens }) = repository.try_json(&file)? {
+        let merges = model.merges.into_iter().enumerate().map(|(at, merge)| match merge {
+            Merge::Pair(left, right) => Ok((left, right)),
+            Merge::Line(line) => split_merge(&line).ok_or_else(|| {
+                Error::file(file.as_str(), format_args!("model.merges[{at}] is {line:?}, not two tokens"))
+            }),
+        });
+        let merges = merges.collect::<Result<_>>()?;
+        return Ok((file, model.vocab, merges, added_tokens));
+    }
+    let file = format!("{part}/vocab.json");
+    let Some(ids) = repository.try_json(&file)? else {
+        return Err(Error::file(file, "is missing; vocab.json with merges.txt, or tokenizer.json, is expected"));
+    };
+    let merges_file = format!("{part}/merges.txt");
+    let text = repository.text(&merges_file)?;
+    let merges = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.starts_with("#version") && !line.is_empty())
+        .map(|(at, line)| {
+            let number = at + 1;
+            split_merge(line).ok_or_else(|| {
+                Error::file(merges_file.as_str(), format_args!("line {number} is {line:?}, not two tokens"))
+            })
+        })
+        .collect::<Result<_>>()?;
+    Ok((file, ids, merges, Vec::new()))
+}
+
+/// The two tokens of a merge's line.
+fn split_merge(line: &str) -> Option<(String, String)> {
+    let (left, right) = line.split_once(' ')?;
+    (!left.is_empty() && !right.is_empty() && !right.contains(' ')).then(|| (left.to_owned(), right.to_owned()))
+}
+
+/// Reads the oldest place of tokens beyond the vocabulary: `added_tokens.json`, which has nothing but their ids.
+fn read_added_tokens(repository: &Repository, part: &str, config: &Config) -> Result<BTreeMap<u32, Token>> {
+    let ids: HashMap<String, u32> = repository.try_json(&format!("{part}/added_tokens.json"))?.unwrap_or_default();
+    let named = [&config.bos_token, &config.eos_token, &config.unk_token, &config.pad_token];
+    let token = |content: String| {
+        let special = named.iter().any(|mark| mark.as_ref().is_some_and(|mark| mark.text() == content));
+        Token { content, lstrip: false, rstrip: false, single_word: false, normalized: Some(!special), special }
+    };
+    Ok(ids.into_iter().map(|(content, id)| (id, token(content))).collect())
+}

@@ -1,0 +1,282 @@
+//! The files of one model, wherever they are kept.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io::ErrorKind;
+use std::ops::Deref;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use easel_kernels::Mapped;
+use serde::de::DeserializeOwned;
+
+use super::{Tensors, builtin, safetensors};
+use crate::{Error, Result};
+
+/// What a folder of the diffusers layout is recognised by: the list of the model's parts.
+pub const MODEL_INDEX: &str = "model_index.json";
+
+/// The bytes of one file: mapped from the disk, or part of the program.
+pub enum Bytes {
+    /// A file on the disk. It is mapped, so that weights larger than the memory left can be read tensor by tensor.
+    Mapped(Mapped),
+    /// A file inside the program.
+    Static(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapped) => mapped,
+            Self::Static(bytes) => bytes,
+        }
+    }
+}
+
+/// Where the files of a model are kept. Names are relative to the model's root, with `/` between their parts.
+trait Files: Send + Sync {
+    /// The file of this name; `None` when there is none.
+    fn open(&self, name: &str) -> Result<Option<Bytes>>;
+
+    /// The names of the files right inside `folder`, without the folder's; empty when there is no such folder.
+    fn list(&self, folder: &str) -> Result<BTreeSet<String>>;
+}
+
+/// The files of one model in the diffusers layout: `model_index.json`, and one folder a part.
+#[derive(Clone)]
+pub struct Repository {
+    files: Arc<dyn Files>,
+}
+
+impl Repository {
+    /// The model in a folder on the disk.
+    ///
+    /// # Errors
+    /// When the path is no folder, or the folder no model; a single file is refused with what to do instead.
+    pub fn folder(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let shown = path.display();
+        if !path.is_dir() {
+            if safetensors::is_pickle(&path.to_string_lossy()) {
+                return Err(safetensors::refuse_pickle(&shown.to_string()));
+            }
+            let found = if path.exists() { "is not a folder" } else { "does not exist" };
+            return Err(Error::file(
+                shown.to_string(),
+                format_args!("{found}; a folder in the diffusers layout is expected, with a {MODEL_INDEX} inside"),
+            ));
+        }
+        let repository = Self { files: Arc::new(Folder { root: path.to_owned() }) };
+        if repository.try_bytes(MODEL_INDEX)?.is_none() {
+            return Err(Error::file(
+                shown.to_string(),
+                format_args!("has no {MODEL_INDEX}; a folder in the diffusers layout is expected"),
+            ));
+        }
+        Ok(repository)
+    }
+
+    /// The model that ships inside the program.
+    pub fn builtin() -> Self {
+        Self { files: Arc::new(Embedded { files: builtin::FILES }) }
+    }
+
+    /// The file called `name`; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read, or when the name would lead out of the model's folder.
+    pub fn try_bytes(&self, name: &str) -> Result<Option<Bytes>> {
+        if !stays_inside(name) {
+            return Err(Error::file(name, "is not a name inside the model's folder"));
+        }
+        self.files.open(name)
+    }
+
+    /// The file called `name`.
+    ///
+    /// # Errors
+    /// When it is missing or cannot be read.
+    pub fn bytes(&self, name: &str) -> Result<Bytes> {
+        self.try_bytes(name)?.ok_or_else(|| Error::file(name, "is missing"))
+    }
+
+    /// The text file called `name`.
+    ///
+    /// # Errors
+    /// When it is missing, cannot be read or is not UTF-8.
+    pub fn text(&self, name: &str) -> Result<String> {
+        let bytes = self.bytes(name)?;
+        Ok(std::str::from_utf8(&bytes).map_err(|error| Error::file(name, error))?.to_owned())
+    }
+
+    /// The JSON file called `name`; `None` when there is none.
+    ///
+    /// # Errors
+    /// Names the file and the key when it cannot be understood.
+    pub fn try_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        self.try_bytes(name)?.map(|bytes| parse_json(name, &bytes)).transpose()
+    }
+
+    /// The JSON file called `name`.
+    ///
+    /// # Errors
+    /// Names the file, and the key when it cannot be understood.
+    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        parse_json(name, &self.bytes(name)?)
+    }
+
+    /// The names of the files right inside `folder`, in alphabetical order; empty when there is no such folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or when its name would lead out of the model's.
+    pub fn list(&self, folder: &str) -> Result<BTreeSet<String>> {
+        if !stays_inside(folder) {
+            return Err(Error::file(folder, "is not a name inside the model's folder"));
+        }
+        self.files.list(folder)
+    }
+
+    /// The weights of a part, such as `unet`, handed out in `dtype` on `device`.
+    ///
+    /// # Errors
+    /// When there are none that can be read: names the file, and for a pickle how to convert it.
+    pub fn tensors(&self, part: &str, dtype: DType, device: &Device) -> Result<Tensors> {
+        let source = safetensors::open(self, part)?;
+        Ok(Tensors::new(Arc::new(source), dtype, device))
+    }
+}
+
+/// Reads JSON, and says which key of which file is at fault where it cannot be.
+fn parse_json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let message: &dyn Display = error.inner();
+        match path.as_str() {
+            "." => Error::file(name, message),
+            _ => Error::file(name, format_args!("{path}: {message}")),
+        }
+    })
+}
+
+/// Whether a name is made of plain parts only, so that joining it to a folder cannot lead out of it.
+///
+/// A link inside the folder may still point elsewhere: the hub's cache is made of such links.
+fn stays_inside(name: &str) -> bool {
+    !name.is_empty() && !name.contains('\\') && Path::new(name).components().all(|c| matches!(c, Component::Normal(_)))
+}
+
+/// A folder on the disk.
+struct Folder {
+    root: PathBuf,
+}
+
+impl Files for Folder {
+    fn open(&self, name: &str) -> Result<Option<Bytes>> {
+        let path = self.root.join(name);
+        if path.is_dir() {
+            return Err(Error::file(name, "is a folder; a file is expected"));
+        }
+        match Mapped::open(&path) {
+            Ok(mapped) => Ok(Some(Bytes::Mapped(mapped))),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(Error::file(name, error)),
+        }
+    }
+
+    fn list(&self, folder: &str) -> Result<BTreeSet<String>> {
+        let entries = match self.root.join(folder).read_dir() {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(BTreeSet::new());
+            }
+            Err(error) => return Err(Error::file(folder, error)),
+        };
+        entries
+            .map(|entry| Ok(entry.map_err(|error| Error::file(folder, error))?.file_name().into_string().ok()))
+            .filter_map(Result::transpose)
+            .collect()
+    }
+}
+
+/// Files inside the program.
+struct Embedded {
+    files: &'static [(&'static str, &'static [u8])],
+}
+
+impl Files for Embedded {
+    fn open(&self, name: &str) -> Result<Option<Bytes>> {
+        Ok(self.files.iter().find(|(file, _)| *file == name).map(|(_, bytes)| Bytes::Static(bytes)))
+    }
+
+    fn list(&self, folder: &str) -> Result<BTreeSet<String>> {
+        let inside = |file: &str| Some(file.strip_prefix(folder)?.strip_prefix('/')?.to_owned());
+        Ok(self.files.iter().filter_map(|(file, _)| inside(file)).filter(|rest| !rest.contains('/')).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(result: Result<impl Sized>) -> String {
+        result.err().expect("an error is expected").to_string()
+    }
+
+    #[test]
+    fn a_name_never_leads_out_of_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret.json"), "{}").unwrap();
+        let model = dir.path().join("model");
+        std::fs::create_dir(&model).unwrap();
+        std::fs::write(model.join(MODEL_INDEX), "{}").unwrap();
+        let repository = Repository::folder(&model).unwrap();
+        let absolute = dir.path().join("secret.json");
+        for name in ["../secret.json", "./../secret.json", "a/../../secret.json", "", "..\\secret.json"]
+            .into_iter()
+            .chain([absolute.to_str().unwrap()])
+        {
+            assert!(refusal(repository.try_bytes(name)).contains("is not a name inside the model's folder"), "{name}");
+        }
+        assert!(refusal(repository.list("..")).contains("is not a name inside"));
+    }
+
+    #[test]
+    fn a_folder_without_a_model_is_refused_by_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = refusal(Repository::folder(dir.path()));
+        assert!(empty.ends_with("has no model_index.json; a folder in the diffusers layout is expected"), "{empty}");
+        let absent = refusal(Repository::folder(dir.path().join("nowhere")));
+        assert!(absent.contains("nowhere: does not exist"), "{absent}");
+        let pickle = refusal(Repository::folder(dir.path().join("model.ckpt")));
+        assert!(pickle.contains("pickle"), "{pickle}");
+    }
+
+    #[test]
+    fn json_that_does_not_fit_is_told_by_file_and_key() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Config {
+            #[allow(dead_code, reason = "only its type matters here")]
+            sizes: Vec<u32>,
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(MODEL_INDEX), r#"{"sizes": [1, "two"]}"#).unwrap();
+        let repository = Repository::folder(dir.path()).unwrap();
+        let error = refusal(repository.json::<Config>(MODEL_INDEX));
+        assert!(error.starts_with("model_index.json: sizes[1]: invalid type: string \"two\""), "{error}");
+        assert_eq!(refusal(repository.json::<Config>("unet/config.json")), "unet/config.json: is missing");
+    }
+
+    #[test]
+    fn the_embedded_files_are_found_by_name_and_folder() {
+        let repository = Repository::builtin();
+        assert!(repository.try_bytes("unet/config.json").unwrap().is_some());
+        assert!(repository.try_bytes("unet/nothing.json").unwrap().is_none());
+        let unet = repository.list("unet").unwrap();
+        assert_eq!(unet.iter().collect::<Vec<_>>(), ["config.json", "diffusion_pytorch_model.safetensors"]);
+        assert!(repository.list("un").unwrap().is_empty());
+    }
+}
