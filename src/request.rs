@@ -4,6 +4,7 @@ mod error;
 pub mod fields;
 mod names;
 mod parse;
+mod render;
 mod resolve;
 
 pub use error::RequestError;

@@ -1,0 +1,43 @@
+//! From what was understood to what the engine renders.
+
+use easel_models::samplers::SamplingSpec;
+use easel_models::{Prompt, RenderSpec};
+
+use super::ResolvedRequest;
+
+impl ResolvedRequest {
+    /// The seed of picture `index`, which makes that picture alone.
+    pub fn seed_of(&self, index: usize) -> u64 {
+        self.seed.wrapping_add(index as u64)
+    }
+
+    /// The prompt, as the text encoders see it.
+    pub fn positive(&self) -> Prompt {
+        Prompt { text: Some(self.prompt.clone()), clip_skip: self.clip_skip }
+    }
+
+    /// The negative prompt, as the text encoders see it.
+    pub fn negative(&self) -> Prompt {
+        Prompt { text: self.negative_prompt.clone(), clip_skip: self.clip_skip }
+    }
+
+    /// How each picture is to be rendered.
+    pub fn specs(&self) -> Vec<RenderSpec> {
+        let sampling = SamplingSpec {
+            sampler: Some(self.sampler.clone()),
+            schedule: Some(self.schedule.clone()),
+            ..SamplingSpec::steps(self.steps)
+        };
+        (0..self.n as usize)
+            .map(|index| RenderSpec {
+                width: self.rendered.width,
+                height: self.rendered.height,
+                guidance: self.guidance,
+                guidance_rescale: 0.0,
+                seed: self.seed_of(index),
+                sampling: sampling.clone(),
+                init: None,
+            })
+            .collect()
+    }
+}
