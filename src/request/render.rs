@@ -16,16 +16,17 @@ impl ResolvedRequest {
         Prompt { text: Some(self.prompt.clone()), clip_skip: self.clip_skip }
     }
 
-    /// The negative prompt, as the text encoders see it.
+    /// The negative prompt, as the text encoders see it: diffusers' `encode_prompt` leaves no layer out for it.
     pub fn negative(&self) -> Prompt {
-        Prompt { text: self.negative_prompt.clone(), clip_skip: self.clip_skip }
+        Prompt { text: self.negative_prompt.clone(), clip_skip: 0 }
     }
 
     /// How each picture is to be rendered.
     pub fn specs(&self) -> Vec<RenderSpec> {
         let sampling = SamplingSpec {
             sampler: Some(self.sampler.clone()),
-            schedule: Some(self.schedule.clone()),
+            // A schedule that is named overrides the flags of the model's scheduler file; "default" does not name one.
+            schedule: Some(self.schedule.clone()).filter(|schedule| schedule != "default"),
             ..SamplingSpec::steps(self.steps)
         };
         (0..self.n as usize)
