@@ -1,10 +1,27 @@
 //! Sampling as three values that know nothing of each other: the schedule (which timesteps and
 //! sigmas), the sampler (how to step) and the noise (where randomness comes from).
+//!
+//! A request's [`SamplingSpec`] and the model's [`SchedulerConfig`] become a [`Plan`], which is pure numbers; a plan
+//! and the first latents become a [`Sampler`]. What a name means is looked up in the [`catalogue`](fn@catalogue).
 
+mod catalogue;
+mod config;
+mod machine;
 mod noise;
+mod plan;
+mod schedule;
+mod settings;
+mod solvers;
 mod spec;
+#[cfg(test)]
+mod tests;
+mod training;
 
-pub use noise::Noise;
+pub use catalogue::{ModelKind, SamplerInfo, catalogue, check, find, find_styled};
+pub use config::SchedulerConfig;
+pub use noise::{Noise, NoiseSource, TorchCpu};
+pub use plan::{Plan, PlanContext, StrengthRule};
+pub use schedule::Schedule;
 pub use spec::{SamplerError, SamplingSpec};
 
 use candle_core::Tensor;

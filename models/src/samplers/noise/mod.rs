@@ -1,0 +1,62 @@
+//! Where randomness comes from.
+
+mod normal;
+mod torch_cpu;
+
+pub use torch_cpu::TorchCpu;
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// One picture's own stream of standard normal noise.
+pub trait Noise: Send {
+    /// The seed that the stream was opened with.
+    fn seed(&self) -> u64;
+
+    /// The next tensor of the stream, f32 of this shape on `device`.
+    ///
+    /// # Errors
+    /// When the tensor cannot be made.
+    fn normal(&mut self, shape: &[usize], device: &Device) -> Result<Tensor>;
+
+    /// Noise for the step from noise level `from` to `to`, standard normal whatever the levels are.
+    ///
+    /// A stream without memory draws the next tensor; a Brownian path answers with its increment
+    /// between the levels, so that finer steps follow the same path.
+    ///
+    /// # Errors
+    /// When the tensor cannot be made.
+    fn between(&mut self, _from: f64, _to: f64, shape: &[usize], device: &Device) -> Result<Tensor> {
+        self.normal(shape, device)
+    }
+}
+
+/// The noise sources that a request can name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoiseSource {
+    /// `torch.Generator("cpu")`: mt19937 and torch's normal transform, bit for bit.
+    #[default]
+    TorchCpu,
+}
+
+impl NoiseSource {
+    /// Every source, for messages that name what is possible.
+    pub const ALL: [Self; 1] = [Self::TorchCpu];
+
+    /// The name in requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TorchCpu => "torch_cpu",
+        }
+    }
+
+    /// Opens a stream of this source.
+    pub fn open(self, seed: u64) -> Box<dyn Noise> {
+        match self {
+            Self::TorchCpu => Box::new(TorchCpu::new(seed)),
+        }
+    }
+}
