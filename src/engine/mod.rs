@@ -2,6 +2,41 @@
 //!
 //! The async side talks to it by channels: [`Work`] goes in, [`EngineEvent`]s come out, and a closed
 //! event channel is a caller who hung up. Requests join and leave the running batch at step boundaries.
+//!
+//! | file | its subject |
+//! |---|---|
+//! | `handle` | the async side's end: submit, queue, shutdown |
+//! | `thread`, `begin`, `call` | the step loop: news, letting pictures in, model calls |
+//! | `waiting`, `policy` | pure: who is next, who joins, whose call it is, which rows are in it |
+//! | `batch` | the running rows, in groups that may share a call |
+//! | `cost`, `memory` | how many rows a call should, and can, have |
+//! | `embeddings`, `decode`, `preview` | text embeddings kept; pictures made beside the loop |
+//! | `forecast`, `snapshot`, `meters` | what callers and operators are told |
+
+mod batch;
+mod begin;
+mod call;
+mod cost;
+mod decode;
+mod embeddings;
+mod fault;
+mod forecast;
+mod handle;
+mod job;
+mod memory;
+mod meters;
+mod options;
+mod policy;
+mod preview;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod thread;
+mod waiting;
+
+pub use handle::EngineHandle;
+pub use options::EngineOptions;
+pub use snapshot::{Batch, ModelQueue, QueueSnapshot};
 
 use std::sync::Arc;
 use std::time::Duration;

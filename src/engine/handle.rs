@@ -1,0 +1,131 @@
+//! The async side's end of the engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
+
+use easel_models::{ModelCard, Pipeline};
+use tokio::sync::watch;
+
+use super::decode::Report;
+use super::job::Job;
+use super::thread::Engine;
+use super::{EngineOptions, QueueSnapshot, Work, WorkError};
+
+/// What the engine's thread is told.
+pub(super) enum Message {
+    /// A job, and when it came.
+    Submit(Box<Work>, Instant),
+    /// News from the decoder.
+    Decoder(Report),
+    /// Take nothing more, and end by this time at the latest.
+    Shutdown(Instant),
+    /// Nobody can submit or ask any more: end once everything is done.
+    Abandoned,
+}
+
+/// The engine of one device. Cheap to clone; when the last clone is gone, the engine finishes what it has and ends.
+#[derive(Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    messages: Sender<Message>,
+    models: Vec<(String, ModelCard)>,
+    snapshot: watch::Receiver<Arc<QueueSnapshot>>,
+    /// True once the thread has ended.
+    ended: watch::Receiver<bool>,
+    closing: AtomicBool,
+}
+
+impl EngineHandle {
+    /// Starts the engine's thread over these models, by the names that they are served under.
+    ///
+    /// Should the system have no thread to give, that is logged, and the engine counts as shut down.
+    pub fn start(models: Vec<(String, Arc<dyn Pipeline>)>, options: EngineOptions) -> Self {
+        let cards = models.iter().map(|(name, model)| (name.clone(), model.card().clone())).collect();
+        let (messages, inbox) = mpsc::channel();
+        let (publish, snapshot) = watch::channel(Arc::default());
+        let (end, ended) = watch::channel(false);
+        let reports = messages.clone();
+        let report = move |report| reports.send(Message::Decoder(report)).is_ok();
+        let spawned = Engine::new(models, options, inbox, publish, report).and_then(|engine| {
+            let thread = std::thread::Builder::new().name("easel-engine".into());
+            let end = Ended(end);
+            thread.spawn(move || {
+                // Set however the thread ends.
+                let _end = end;
+                engine.run();
+            })
+        });
+        let closing = AtomicBool::new(spawned.is_err());
+        if let Err(error) = spawned {
+            tracing::error!(%error, "cannot start the engine's threads");
+        }
+        Self { shared: Arc::new(Shared { messages, models: cards, snapshot, ended, closing }) }
+    }
+
+    /// Hands a job over. What becomes of it is told on its `events`; this never blocks.
+    ///
+    /// # Errors
+    /// When the model is not known, no picture is asked for, or the engine is shutting down.
+    pub fn submit(&self, work: Work) -> Result<(), WorkError> {
+        if self.shared.closing.load(Ordering::Acquire) {
+            return Err(WorkError::ShuttingDown);
+        }
+        if !self.shared.models.iter().any(|(name, _)| *name == work.model) {
+            let known: Vec<&str> = self.shared.models.iter().map(|(name, _)| name.as_str()).collect();
+            let message = format!("no model {:?} is loaded; there are {}", work.model, known.join(", "));
+            return Err(WorkError::Request { param: "model", message });
+        }
+        Job::check(&work)?;
+        let message = Message::Submit(Box::new(work), Instant::now());
+        self.shared.messages.send(message).map_err(|_| WorkError::ShuttingDown)
+    }
+
+    /// The models in the registry's order; the first is the default unless the configuration names one.
+    pub fn models(&self) -> &[(String, ModelCard)] {
+        &self.shared.models
+    }
+
+    /// The queue as it was a moment ago. Never waits for the engine.
+    pub fn queue(&self) -> QueueSnapshot {
+        QueueSnapshot::clone(&self.shared.snapshot.borrow())
+    }
+
+    /// Ends the engine: nothing more is taken, jobs that have not begun are answered `WorkError::ShuttingDown`, those that have may
+    /// finish within `grace` and are answered the same then. Returns when the thread has ended, which takes up to one model call
+    /// longer. Called again, the earlier end counts. A job submitted at the very same moment may see its channel close without an event.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.shared.closing.store(true, Ordering::Release);
+        // An engine that has ended already cannot be told.
+        let _ = self.shared.messages.send(Message::Shutdown(Instant::now() + grace));
+        // An error means that the sender is gone, and so is the thread.
+        let _ = self.shared.ended.clone().wait_for(|ended| *ended).await;
+    }
+}
+
+impl std::fmt::Debug for EngineHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let models: Vec<&str> = self.shared.models.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("EngineHandle").field("models", &models).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The decoder holds a sender too, so the channel alone would not tell.
+        let _ = self.messages.send(Message::Abandoned);
+    }
+}
+
+/// Says that the thread has ended, a panic of ours included.
+struct Ended(watch::Sender<bool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}

@@ -1,0 +1,305 @@
+//! Who joins which batch, whose call is next, and which rows are in it.
+//!
+//! Pure functions of the state, without threads, clocks or models. What they aim at:
+//!
+//! - *A request joins at the next step boundary.* It takes a seat in the running group of its class while there are
+//!   any. When all are taken, an owner with no row in the group, or a higher priority than all of its rows, still joins,
+//!   and the rows then take turns in the calls ([`seats`]): a short request does not wait for long ones to end.
+//! - *Groups share the device by time, not by calls* ([`turn`]), so a large model's slow step does not starve a small
+//!   model. Each owner has the same share, spread over the groups that it has rows in, times its priority's weight ([`shares`]).
+//! - *No group starves others of a place.* Only so many groups run at once. When one more is wanted, the group that is nearest
+//!   to its end takes no more rows: the least remaining time can then only fall, so some group ends and makes room.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::waiting::{Class, Waiting};
+use crate::request::Priority;
+
+/// The share of a priority's rows where they compete with others for calls.
+pub(super) fn weight(priority: Priority) -> f64 {
+    match priority {
+        Priority::Low => 1.0,
+        Priority::Normal => 4.0,
+        Priority::High => 16.0,
+    }
+}
+
+/// A running group as the policy sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Room {
+    pub(super) class: Class,
+    /// Rows that the group's pictures take in a call of all of them.
+    pub(super) rows: usize,
+    /// Rows that a call may have.
+    pub(super) seats: usize,
+    /// Device time until its last row is done, in any unit.
+    pub(super) left: f64,
+    /// Whose pictures these are, and the highest priority of each owner's.
+    pub(super) owners: HashMap<Arc<str>, Priority>,
+}
+
+impl Room {
+    /// Whether `entry`'s next picture may join.
+    fn admits(&self, owner: &str, priority: Priority, rows: usize) -> bool {
+        if self.rows == 0 || self.rows + rows <= self.seats {
+            return true;
+        }
+        let newcomer = !self.owners.contains_key(owner) || self.owners.values().all(|&other| other < priority);
+        newcomer && self.rows + rows <= 2 * self.seats.max(rows)
+    }
+
+    fn join(&mut self, owner: &Arc<str>, priority: Priority, rows: usize) {
+        self.rows += rows;
+        let highest = self.owners.entry(Arc::clone(owner)).or_insert(priority);
+        *highest = priority.max(*highest);
+    }
+}
+
+/// The jobs whose next pictures join now, in order; a job comes once for each picture.
+///
+/// `rooms` are the running groups, at most `groups` of them unless newcomers need more; `seats` tells the rows of a call of a
+/// class with no group. Nobody overtakes within a class, so a picture of two rows is not starved by pictures of one.
+pub(super) fn admit(
+    waiting: &Waiting,
+    mut rooms: Vec<Room>,
+    groups: usize,
+    seats: impl Fn(Class) -> usize,
+) -> Vec<u64> {
+    let mut admitted = Vec::new();
+    let mut blocked: Vec<Class> = Vec::new();
+    let mut sealed: Option<usize> = None;
+    for job in waiting.order() {
+        let Some(entry) = waiting.get(job) else { continue };
+        if blocked.contains(&entry.class) {
+            continue;
+        }
+        // Several groups have one class where context lengths differ; which one it will be shows only when it has begun.
+        let group = (0..rooms.len())
+            .filter(|&room| rooms[room].class == entry.class)
+            .min_by_key(|&room| rooms[room].rows.saturating_sub(rooms[room].seats));
+        let admits = match group {
+            Some(room) => sealed != Some(room) && rooms[room].admits(&entry.owner, entry.priority, entry.rows),
+            None => {
+                let newcomer = rooms.iter().all(|room| !room.owners.contains_key(&entry.owner))
+                    || rooms.iter().flat_map(|room| room.owners.values()).all(|&other| other < entry.priority);
+                let open = rooms.len() < groups || (newcomer && rooms.len() < 2 * groups);
+                if !open {
+                    sealed = (0..rooms.len()).min_by(|&a, &b| rooms[a].left.total_cmp(&rooms[b].left));
+                }
+                open
+            }
+        };
+        if admits {
+            let room = group.unwrap_or_else(|| {
+                let (class, seats) = (entry.class, seats(entry.class));
+                // Its work is not known yet, but it has only just begun.
+                rooms.push(Room { class, rows: 0, seats, left: f64::INFINITY, owners: HashMap::new() });
+                rooms.len() - 1
+            });
+            rooms[room].join(&entry.owner, entry.priority, entry.rows);
+            admitted.push(job);
+        } else {
+            blocked.push(entry.class);
+            if blocked.len() == waiting.classes() {
+                break;
+            }
+        }
+    }
+    admitted
+}
+
+/// The share of the device that each group has, by what its owners and their priorities give it. The groups' owners
+/// are given with the highest priority of their rows.
+pub(super) fn shares(groups: &[&HashMap<Arc<str>, Priority>]) -> Vec<f64> {
+    let mut spread: HashMap<&str, f64> = HashMap::new();
+    for owner in groups.iter().flat_map(|group| group.keys()) {
+        *spread.entry(owner).or_default() += 1.0;
+    }
+    let share = |(owner, &priority): (&Arc<str>, &Priority)| weight(priority) / spread.get(&**owner).unwrap_or(&1.0);
+    groups.iter().map(|group| group.iter().map(share).sum()).collect()
+}
+
+/// The group whose call is next: the one that has had the least device time for its share, of those given by
+/// time used divided by share.
+pub(super) fn turn(used: impl Iterator<Item = f64>) -> Option<usize> {
+    used.enumerate().min_by(|a, b| a.1.total_cmp(&b.1)).map(|(group, _)| group)
+}
+
+/// A row that may take part in the next call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Seat {
+    /// Rows that its picture takes.
+    pub(super) rows: usize,
+    /// Calls it has had, divided by its weight.
+    pub(super) used: f64,
+    /// Steps that it has to go.
+    pub(super) left: usize,
+}
+
+/// Which pictures take part in a call of at most `most` rows: all if they fit, else those that have had the fewest calls
+/// for their weight, then those nearest to their end. At least one always does.
+pub(super) fn seats(pictures: &[Seat], most: usize, mut seat: impl FnMut(usize)) {
+    if pictures.iter().map(|picture| picture.rows).sum::<usize>() <= most {
+        (0..pictures.len()).for_each(seat);
+        return;
+    }
+    let mut order: Vec<usize> = (0..pictures.len()).collect();
+    order.sort_by(|&a, &b| {
+        let (a, b) = (&pictures[a], &pictures[b]);
+        a.used.total_cmp(&b.used).then(a.left.cmp(&b.left))
+    });
+    let mut rows = 0;
+    for picture in order {
+        if rows == 0 || rows + pictures[picture].rows <= most {
+            rows += pictures[picture].rows;
+            seat(picture);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::waiting::Entry;
+    use super::*;
+
+    fn class(width: u32) -> Class {
+        Class { model: 0, width, height: 64 }
+    }
+
+    fn entry(owner: &str, priority: Priority, width: u32, rows: usize) -> Entry {
+        Entry { owner: owner.into(), priority, class: class(width), rows, pictures: 1, asks: 1.0 }
+    }
+
+    fn list(entries: impl IntoIterator<Item = Entry>) -> Waiting {
+        let mut waiting = Waiting::default();
+        for (job, entry) in entries.into_iter().enumerate() {
+            waiting.push(job as u64, entry);
+        }
+        waiting
+    }
+
+    fn room(width: u32, rows: usize, seats: usize, left: f64, owner: &str) -> Room {
+        let owners = HashMap::from([(owner.into(), Priority::Normal)]);
+        Room { class: class(width), rows, seats, left, owners }
+    }
+
+    #[test]
+    fn a_batch_is_filled_and_no_more() {
+        let waiting = list((0..6).map(|_| entry("a", Priority::Normal, 64, 2)));
+        assert_eq!(admit(&waiting, vec![], 4, |_| 8), [0, 1, 2, 3]);
+        assert_eq!(admit(&waiting, vec![room(64, 5, 8, 1.0, "a")], 4, |_| 8), [0]);
+    }
+
+    #[test]
+    fn one_picture_runs_even_where_it_does_not_fit() {
+        let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 64, 2)]);
+        assert_eq!(admit(&waiting, vec![], 4, |_| 1), [0]);
+    }
+
+    #[test]
+    fn another_owner_joins_a_full_batch_but_not_without_bound() {
+        let full = room(64, 4, 4, 1.0, "a");
+        let waiting = list([
+            entry("a", Priority::Normal, 64, 2),
+            entry("b", Priority::Normal, 128, 2),
+            entry("b", Priority::Normal, 128, 2),
+        ]);
+        assert_eq!(admit(&waiting, vec![full.clone()], 4, |_| 2), [1]);
+        let waiting = list([
+            entry("b", Priority::Normal, 64, 2),
+            entry("c", Priority::Normal, 64, 2),
+            entry("d", Priority::Normal, 64, 2),
+        ]);
+        assert_eq!(admit(&waiting, vec![full], 4, |_| 2), [0, 1]);
+    }
+
+    #[test]
+    fn a_higher_priority_joins_a_full_batch() {
+        let waiting = list([entry("a", Priority::High, 64, 2), entry("a", Priority::High, 64, 2)]);
+        assert_eq!(admit(&waiting, vec![room(64, 4, 4, 1.0, "a")], 4, |_| 4), [0]);
+    }
+
+    #[test]
+    fn nobody_overtakes_within_a_class() {
+        let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 64, 1)]);
+        assert_eq!(admit(&waiting, vec![room(64, 3, 4, 1.0, "a")], 4, |_| 4), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn another_class_goes_past_a_full_group() {
+        let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 128, 2)]);
+        assert_eq!(admit(&waiting, vec![room(64, 4, 4, 1.0, "a")], 4, |_| 4), [1]);
+    }
+
+    #[test]
+    fn a_group_near_its_end_takes_no_more_rows_while_another_group_wants_its_place() {
+        let rooms = || vec![room(64, 1, 4, 9.0, "a"), room(128, 1, 4, 3.0, "a")];
+        let waiting = list([
+            entry("a", Priority::Normal, 256, 1),
+            entry("a", Priority::Normal, 64, 1),
+            entry("a", Priority::Normal, 128, 1),
+        ]);
+        assert_eq!(admit(&waiting, rooms(), 2, |_| 4), [1]);
+        assert_eq!(admit(&waiting, rooms(), 3, |_| 4), [0, 1, 2]);
+    }
+
+    #[test]
+    fn an_owner_with_nothing_running_need_not_wait_for_a_groups_place() {
+        let rooms = vec![room(64, 1, 4, 9.0, "a"), room(128, 1, 4, 3.0, "a")];
+        assert_eq!(admit(&list([entry("b", Priority::Normal, 256, 1)]), rooms, 2, |_| 4), [0]);
+    }
+
+    #[test]
+    fn an_owners_share_is_spread_over_its_groups() {
+        let both = HashMap::from([("a".into(), Priority::Normal), ("b".into(), Priority::Normal)]);
+        let one = HashMap::from([("b".into(), Priority::Normal)]);
+        assert_eq!(shares(&[&both, &one]), [6.0, 2.0]);
+        let high = HashMap::from([("c".into(), Priority::High)]);
+        assert_eq!(shares(&[&one, &high]), [4.0, 16.0]);
+    }
+
+    #[test]
+    fn slow_and_fast_groups_get_the_same_time() {
+        let (cost, mut used, mut calls) = ([10.0, 1.0], [0.0, 0.0], [0, 0]);
+        for _ in 0..110 {
+            let group = turn(used.into_iter()).unwrap();
+            used[group] += cost[group];
+            calls[group] += 1;
+        }
+        assert_eq!(calls, [10, 100]);
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_take_turns_and_a_heavier_one_gets_more_of_them() {
+        let weights = [1.0, 1.0, 4.0];
+        let mut pictures = [Seat { rows: 2, used: 0.0, left: 50 }; 3];
+        let mut calls = [0; 3];
+        for _ in 0..60 {
+            let mut seated = vec![];
+            seats(&pictures, 3, |picture| seated.push(picture));
+            assert_eq!(seated.len(), 1);
+            for picture in seated {
+                pictures[picture].used += 1.0 / weights[picture];
+                calls[picture] += 1;
+            }
+        }
+        assert_eq!(calls, [10, 10, 40]);
+    }
+
+    #[test]
+    fn one_row_fills_the_seat_that_two_rows_leave_and_both_keep_running() {
+        let mut pictures = [Seat { rows: 2, used: 0.0, left: 9 }, Seat { rows: 2, used: 0.0, left: 9 }];
+        pictures[1].rows = 1;
+        let mut calls = [0; 2];
+        for _ in 0..10 {
+            let mut seated = vec![];
+            seats(&pictures, 2, |picture| seated.push(picture));
+            for picture in seated {
+                pictures[picture].used += 1.0;
+                calls[picture] += 1;
+            }
+        }
+        assert_eq!(calls, [5, 5]);
+    }
+}

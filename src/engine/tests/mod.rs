@@ -1,0 +1,7 @@
+//! The whole engine, driven over a fake model with a known solution.
+
+mod batching;
+mod fairness;
+mod fake;
+mod faults;
+mod lifecycle;
