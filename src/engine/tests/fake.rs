@@ -50,6 +50,7 @@ impl Fake {
             family: "fake".into(),
             description: String::new(),
             native,
+            subjects: Vec::new(),
             sizes: Sizes::Any { multiple: 8, min: 8, max: 1024 },
             fit: Fit::Exact,
             steps: 10,
