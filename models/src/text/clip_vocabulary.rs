@@ -159,9 +159,14 @@ impl Vocabulary {
 
         let mut tokens: Vec<AddedToken> =
             added.values().map(|token| token.added(token.special || named.contains(token.content.as_str()))).collect();
+        // transformers adds the marks one after the other: of two with one text, the later one's rules count. Stable
+        // Diffusion's end mark is looked for before normalisation, because its padding is the same text without rules.
+        let stored = tokens.len();
         for mark in marks {
-            if tokens.iter().all(|token| token.content != mark.text()) {
-                tokens.push(mark.added());
+            match tokens.iter().position(|token| token.content == mark.text()) {
+                Some(at) if at < stored => {}
+                Some(at) => tokens[at] = mark.added(),
+                None => tokens.push(mark.added()),
             }
         }
         let max_length = match config.model_max_length {

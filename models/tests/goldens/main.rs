@@ -1,0 +1,15 @@
+//! Parity with Hugging Face diffusers: every part and whole pictures against the golden files in `tests/data`, which
+//! `scripts/goldens.py` makes with the real diffusers, transformers and torch.
+//!
+//! One program for all subjects, because linking candle six times would take longer than the tests.
+
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod noise;
+#[cfg(test)]
+mod text;
+#[cfg(test)]
+mod tokenizer;
+#[cfg(test)]
+mod unet;
