@@ -1,8 +1,8 @@
 //! Scaled dot-product attention with several heads.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::plain;
+use crate::{cpu, plain};
 
 /// `softmax(q · kᵀ / sqrt(d) + mask) · v` for each head.
 ///
@@ -22,8 +22,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     if heads == 0 || width % heads != 0 {
         bail!("attention: a width of {width} cannot be split into {heads} heads");
     }
-    let mask = mask.map(|mask| mask.broadcast_as((b, heads, n, m))).transpose()?;
-    plain::attention(q, k, v, heads, mask.as_ref())
+    let fast = [q, k, v].into_iter().all(cpu::takes);
+    let dtype = |mask: &Tensor| if fast { DType::F32 } else { mask.dtype() };
+    let mask = mask.map(|mask| mask.to_dtype(dtype(mask))?.broadcast_as((b, heads, n, m))).transpose()?;
+    let form = if fast { cpu::attention } else { plain::attention };
+    form(q, k, v, heads, mask.as_ref())
 }
 
 /// The additive mask (n, n) that lets each position see itself and what came before, in f32.

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::{linear::check_bias, plain};
+use crate::{cpu, linear::check_bias, plain};
 
 /// Zeros around an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,9 +60,16 @@ impl Conv2dConfig {
 /// the same type.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    weights: plain::Conv2d,
+    form: Form,
     in_channels: usize,
     out_channels: usize,
+}
+
+/// The weights, as the form that was chosen when the layer was made keeps them.
+#[derive(Debug, Clone)]
+enum Form {
+    Plain(plain::Conv2d),
+    Cpu(cpu::Conv2d),
 }
 
 impl Conv2d {
@@ -80,7 +87,12 @@ impl Conv2d {
         if config.stride == 0 {
             bail!("conv2d: the stride must be at least 1");
         }
-        Ok(Self { weights: plain::Conv2d::new(&weight, bias.as_ref(), config)?, in_channels, out_channels })
+        let form = if cpu::takes(&weight) && weight.elem_count() > 0 {
+            Form::Cpu(cpu::Conv2d::new(&weight, bias.as_ref(), config)?)
+        } else {
+            Form::Plain(plain::Conv2d::new(&weight, bias.as_ref(), config)?)
+        };
+        Ok(Self { form, in_channels, out_channels })
     }
 
     /// The number of channels of the input.
@@ -104,6 +116,9 @@ impl Conv2d {
         if channels != self.in_channels {
             bail!("conv2d: the input {:?} must end in {} channels", x.dims(), self.in_channels);
         }
-        self.weights.forward(x)
+        match &self.form {
+            Form::Plain(form) => form.forward(x),
+            Form::Cpu(form) => form.forward(x),
+        }
     }
 }

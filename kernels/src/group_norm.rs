@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::plain;
+use crate::{cpu, plain};
 
 /// Normalises each group of channels over a row's positions, then scales and shifts each channel.
 ///
@@ -14,6 +14,7 @@ pub struct GroupNorm {
     bias: Tensor,
     groups: usize,
     eps: f64,
+    packed: Option<cpu::GroupNorm>,
 }
 
 impl GroupNorm {
@@ -34,7 +35,8 @@ impl GroupNorm {
             bail!("group_norm: {channels} channels cannot be split into {groups} groups");
         }
         let (weight, bias) = (weight.to_dtype(DType::F32)?.contiguous()?, bias.to_dtype(DType::F32)?.contiguous()?);
-        Ok(Self { weight, bias, groups, eps })
+        let packed = cpu::takes(&weight).then(|| cpu::GroupNorm::new(&weight, &bias, groups, eps)).transpose()?;
+        Ok(Self { weight, bias, groups, eps, packed })
     }
 
     /// Normalises `x`.
@@ -57,6 +59,9 @@ impl GroupNorm {
         let channels = self.weight.dim(0)?;
         if !(3..=4).contains(&x.rank()) || x.dims().last() != Some(&channels) {
             bail!("group_norm: the input {:?} must be (b, h, w, {channels}) or (b, n, {channels})", x.dims());
+        }
+        if let (true, Some(packed)) = (cpu::takes(x), &self.packed) {
+            return packed.forward(x, silu);
         }
         let y = plain::group_norm(x, &self.weight, &self.bias, self.groups, self.eps)?;
         if silu { plain::silu(&y) } else { Ok(y) }

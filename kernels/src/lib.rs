@@ -17,6 +17,7 @@
 mod activations;
 mod attention;
 mod conv2d;
+mod cpu;
 mod dispatch;
 mod group_norm;
 mod layer_norm;

@@ -2,16 +2,23 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::plain;
+use crate::{cpu, plain};
 
 /// `y = x · Wᵀ + bias`, with the weight as PyTorch stores it.
 ///
 /// `x` is (.., in) in f32, f16 or bf16, the result (.., out) in the same type.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weights: plain::Linear,
+    form: Form,
     in_features: usize,
     out_features: usize,
+}
+
+/// The weights, as the form that was chosen when the layer was made keeps them.
+#[derive(Debug, Clone)]
+enum Form {
+    Plain(plain::Linear),
+    Cpu(cpu::Linear),
 }
 
 impl Linear {
@@ -26,7 +33,12 @@ impl Linear {
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let (out_features, in_features) = weight.dims2()?;
         check_bias(bias.as_ref(), out_features, "linear")?;
-        Ok(Self { weights: plain::Linear::new(&weight, bias.as_ref())?, in_features, out_features })
+        let form = if cpu::takes(&weight) && weight.elem_count() > 0 {
+            Form::Cpu(cpu::Linear::new(&weight, bias.as_ref())?)
+        } else {
+            Form::Plain(plain::Linear::new(&weight, bias.as_ref())?)
+        };
+        Ok(Self { form, in_features, out_features })
     }
 
     /// The size of the input's last dimension.
@@ -49,7 +61,10 @@ impl Linear {
         if x.dims().last() != Some(&self.in_features) {
             bail!("linear: the input {:?} must end in {} features", x.dims(), self.in_features);
         }
-        self.weights.forward(x)
+        match &self.form {
+            Form::Plain(form) => form.forward(x),
+            Form::Cpu(form) => form.forward(x),
+        }
     }
 }
 

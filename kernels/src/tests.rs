@@ -198,3 +198,39 @@ fn half_precision_gives_what_f32_gives_to_its_precision() -> Result<()> {
     }
     Ok(())
 }
+
+/// What f32 allows: sums of up to some thousand terms, added up in another order.
+const TOLERANCE: f64 = 2e-6;
+
+#[test]
+fn every_form_gives_what_the_plain_form_gives() -> Result<()> {
+    let (fast, plain) = (cases()?, with_plain_forms(cases)?);
+    for (fast, plain) in fast.iter().zip(&plain) {
+        for rows in [1, 3] {
+            let x = inputs(fast, rows)?;
+            let reference = with_plain_forms(|| (plain.run)(&x))?;
+            let distance = distance(&(fast.run)(&x)?, &reference)?;
+            assert!(distance < TOLERANCE, "{} with {rows} rows: {distance}", fast.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_input_that_is_not_contiguous_gives_what_its_copy_gives() -> Result<()> {
+    for case in cases()? {
+        let strided = inputs(&case, 4)?
+            .iter()
+            .map(|x| {
+                // Rows 1 and 3 of a tensor whose first two dimensions lie in memory the other way round.
+                let turned = x.transpose(0, 1)?.contiguous()?.transpose(0, 1)?;
+                turned.narrow(0, 1, 2)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let copies = strided.iter().map(Tensor::copy).collect::<Result<Vec<_>>>()?;
+        let copies = copies.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        let same = bits(&(case.run)(&strided)?)? == bits(&(case.run)(&copies)?)?;
+        assert!(same, "{}", case.name);
+    }
+    Ok(())
+}

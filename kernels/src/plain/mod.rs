@@ -18,7 +18,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 pub(crate) use attention::attention;
 pub(crate) use conv2d::Conv2d;
-pub(crate) use elementwise::{geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
+pub(crate) use elementwise::{geglu, gelu, gelu_tanh, nearest, quick_gelu, silu, upsample_nearest};
 pub(crate) use linear::Linear;
 pub(crate) use norm::{group_norm, layer_norm, rms_norm};
 

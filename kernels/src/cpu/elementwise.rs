@@ -1,0 +1,160 @@
+//! Activations and the resize: every element on its own.
+
+use candle_core::{D, Result, Tensor};
+use pulp::{Simd, WithSimd};
+
+use super::{
+    buffer::{Target, filled, room},
+    math,
+    pool::tasks,
+    simd::{dispatch, load, store},
+    tensor, with_values,
+};
+use crate::plain::nearest;
+
+/// The values of one task; several times the first cache would not gain anything.
+const CHUNK: usize = 1 << 13;
+/// What an activation costs in the pool's measure.
+const COST: usize = 16;
+
+/// A function of vectors, lane by lane.
+trait Function: Copy + Send + Sync {
+    fn of<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s;
+}
+
+macro_rules! functions {
+    ($($operation:ident, $name:ident: $text:literal;)*) => {$(
+        #[derive(Clone, Copy)]
+        struct $name;
+
+        impl Function for $name {
+            #[inline(always)]
+            fn of<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
+                math::$operation(simd, x)
+            }
+        }
+
+        #[doc = $text]
+        pub(crate) fn $operation(x: &Tensor) -> Result<Tensor> {
+            with_values(x, |values| tensor(map(values, $name), x.shape(), x))
+        }
+    )*};
+}
+
+functions! {
+    silu, Silu: "x · sigmoid(x).";
+    gelu, Gelu: "x · Φ(x).";
+    gelu_tanh, GeluTanh: "x · Φ(x) by tanh.";
+    quick_gelu, QuickGelu: "x · sigmoid(1.702 x).";
+}
+
+fn map<F: Function>(values: &[f32], function: F) -> Vec<f32> {
+    let mut result = room(values.len());
+    let target = Target::new(&mut result);
+    tasks(values.len().div_ceil(CHUNK), values.len() * COST, |task| {
+        let values = &values[task * CHUNK..values.len().min((task + 1) * CHUNK)];
+        // SAFETY: the chunks lie within the result and do not overlap.
+        let to = unsafe { target.at(task * CHUNK) };
+        dispatch(Map { values, to, function });
+    });
+    // SAFETY: the chunks cover the result.
+    unsafe { filled(result) }
+}
+
+/// Maps `values` to the room at `to`, which has the same length.
+struct Map<'a, F> {
+    values: &'a [f32],
+    to: *mut f32,
+    function: F,
+}
+
+impl<F: Function> WithSimd for Map<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let len = self.values.len();
+        for index in (0..len).step_by(S::F32_LANES) {
+            // SAFETY: at most `len - index` values are read and written there.
+            unsafe {
+                let x = load(simd, self.values.as_ptr().add(index), len - index);
+                store(simd, self.to.add(index), len - index, self.function.of(simd, x));
+            }
+        }
+    }
+}
+
+/// hidden · gelu(gate) of `x` (.., 2d).
+pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
+    let d = x.dim(D::Minus1)? / 2;
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = d;
+    }
+    with_values(x, |values| {
+        let mut result = room(values.len() / 2);
+        let target = Target::new(&mut result);
+        let lines = if d == 0 { 0 } else { values.len() / (2 * d) };
+        let chunk = (CHUNK / d.max(1)).max(1);
+        tasks(lines.div_ceil(chunk), lines * d * COST, |task| {
+            let lines = task * chunk..lines.min((task + 1) * chunk);
+            // SAFETY: the lines lie within the result, and no two tasks have one in common.
+            let to = unsafe { target.at(lines.start * d) };
+            dispatch(Geglu { values: &values[lines.start * 2 * d..lines.end * 2 * d], to, d });
+        });
+        // SAFETY: the lines cover the result.
+        tensor(unsafe { filled(result) }, shape, x)
+    })
+}
+
+/// Maps lines of 2d `values` to lines of d at `to`.
+struct Geglu<'a> {
+    values: &'a [f32],
+    to: *mut f32,
+    d: usize,
+}
+
+impl WithSimd for Geglu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (index, line) in self.values.chunks_exact(2 * self.d).enumerate() {
+            let (hidden, gate) = line.split_at(self.d);
+            for channel in (0..self.d).step_by(S::F32_LANES) {
+                let left = self.d - channel;
+                // SAFETY: at most `left` values are read of each half, and written to the line's result.
+                unsafe {
+                    let hidden = load(simd, hidden.as_ptr().add(channel), left);
+                    let gate = load(simd, gate.as_ptr().add(channel), left);
+                    let y = simd.mul_f32s(hidden, math::gelu(simd, gate));
+                    store(simd, self.to.add(index * self.d + channel), left, y);
+                }
+            }
+        }
+    }
+}
+
+/// `x` (b, h0, w0, c) to (b, h, w, c), pixel by pixel.
+pub(crate) fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+    let (b, height, width, channels) = x.dims4()?;
+    let (rows, columns): (Vec<_>, Vec<_>) = (nearest(height, h).collect(), nearest(width, w).collect());
+    with_values(x, |values| {
+        let mut result = room(b * h * w * channels);
+        let line = w * channels;
+        let target = Target::new(&mut result);
+        tasks(b * h, b * h * line, |task| {
+            let source = &values[(task / h * height + rows[task % h]) * width * channels..][..width * channels];
+            for (index, column) in columns.iter().enumerate() {
+                let pixel = &source[column * channels..][..channels];
+                // SAFETY: each task has its own line of the result, of as many pixels as there are columns.
+                unsafe {
+                    let to = target.at(task * line + index * channels);
+                    to.copy_from_nonoverlapping(pixel.as_ptr(), channels);
+                }
+            }
+        });
+        // SAFETY: the lines cover the result.
+        tensor(unsafe { filled(result) }, (b, h, w, channels), x)
+    })
+}
