@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use easel_models::Size;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A generation request as it was asked: only the fields that the caller named are set.
 ///
@@ -99,7 +100,7 @@ pub enum SizeAsked {
 }
 
 /// A picture file's format.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputFormat {
     /// Lossless; carries its parameters.
@@ -135,7 +136,7 @@ impl OutputFormat {
 }
 
 /// A request's place in the waiting list.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
     /// After everyone else.
@@ -160,7 +161,7 @@ impl Priority {
 
 /// A request as understood: valid for its model, with every default filled in. It is stored with its
 /// job, so that after a crash the same pictures are made from it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ResolvedRequest {
     /// The model's name in `/v1/models`.
     pub model: String,
@@ -175,6 +176,7 @@ pub struct ResolvedRequest {
     /// The delivered picture's height.
     pub height: u32,
     /// The size that the model renders; differs from the delivered one only where the card's fit is `resize`.
+    #[schema(value_type = Object)]
     pub rendered: Size,
     /// Denoising steps.
     pub steps: usize,

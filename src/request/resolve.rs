@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use easel_models::samplers::{self, SamplerInfo, Schedule};
 use easel_models::{Fit, ModelCard, Size};
 
 use super::fields::{self, Kind};
@@ -146,7 +147,7 @@ impl Resolver {
         let (delivered, rendered) = self.size(asked.size, model, card, &mut warnings)?;
         let n = whole(&fields::N, asked.n, u64::from(limits.max_n))?.unwrap_or(1);
         let steps = whole(&fields::STEPS, asked.steps, limits.max_steps as u64)?;
-        let (sampler, schedule) = sampling(asked.sampler, asked.schedule, model, card)?;
+        let (sampler, schedule) = sampling(asked.sampler.as_deref(), asked.schedule.as_deref(), model, card)?;
         let output_compression = whole(&fields::OUTPUT_COMPRESSION, asked.output_compression, 100)?;
         let partial_images = whole(&fields::PARTIAL_IMAGES, asked.partial_images, 3)?;
 
@@ -254,25 +255,43 @@ fn of_aspect(across: f64, down: f64, model: &str, card: &ModelCard) -> Result<Si
     }
 }
 
-/// The canonical sampler and the schedule.
+/// The sampler's canonical name and the schedule's: every spelling of the catalogue is understood, and a combination
+/// that cannot be stepped over is refused.
 fn sampling(
-    sampler: Option<String>,
-    schedule: Option<String>,
+    sampler: Option<&str>,
+    schedule: Option<&str>,
     model: &str,
     card: &ModelCard,
 ) -> Result<(String, String), RequestError> {
-    let sampler = match sampler {
-        None => card.sampler.clone(),
-        Some(name) if card.samplers.contains(&name) => name,
-        Some(name) => {
-            return Err(RequestError::InvalidValue {
-                param: fields::SAMPLER.name.into(),
-                wanted: format!("one of {model}'s samplers: {}", card.samplers.join(", ")),
-                asked: format!("{:?}", quoted(&name)),
-            });
-        }
+    let refuse = |field: &fields::Field, wanted: String, asked: &str| RequestError::InvalidValue {
+        param: field.name.into(),
+        wanted,
+        asked: format!("{:?}", quoted(asked)),
     };
-    Ok((sampler, schedule.unwrap_or_else(|| "default".into())))
+    let name = sampler.unwrap_or(&card.sampler);
+    let unknown = || {
+        let wanted = format!("one of {model}'s samplers: {}", card.samplers.join(", "));
+        refuse(&fields::SAMPLER, wanted, name)
+    };
+    // A1111's older names end in a schedule: "DPM++ 2M Karras".
+    let (info, styled) = samplers::find_styled(name).ok_or_else(unknown)?;
+    // On a flow model "euler" can only mean the flow's own.
+    let flow = || samplers::find(&format!("flow_{}", info.name));
+    let usable = |info: &SamplerInfo| card.samplers.iter().any(|name| name == info.name);
+    let info = if usable(info) { info } else { flow().filter(|info| usable(info)).ok_or_else(unknown)? };
+
+    let possible = || {
+        let names: Vec<&str> = info.schedules.iter().map(|schedule| schedule.name()).collect();
+        format!("a schedule that goes with {}: {}", info.name, names.join(", "))
+    };
+    let schedule = match schedule {
+        None => styled.unwrap_or_default(),
+        Some(name) => Schedule::find(name).ok_or_else(|| refuse(&fields::SCHEDULE, possible(), name))?,
+    };
+    if !info.schedules.contains(&schedule) {
+        return Err(refuse(&fields::SCHEDULE, possible(), schedule.name()));
+    }
+    Ok((info.name.to_owned(), schedule.name().to_owned()))
 }
 
 fn bounded_text(param: &'static str, text: &str, most: usize) -> Result<(), RequestError> {

@@ -14,7 +14,7 @@ fn card(sizes: Sizes, fit: Fit) -> ModelCard {
         steps: 20,
         guidance: 7.5,
         sampler: "ddim".into(),
-        samplers: vec!["ddim".into(), "euler".into()],
+        samplers: vec!["ddim".into(), "euler".into(), "dpmpp_2m".into()],
         abilities: Abilities { negative_prompt: true, clip_skip: true, image_to_image: false, inpaint: false },
         context_tokens: 77,
         parameters: 1,
@@ -248,4 +248,43 @@ fn what_a_model_has_no_use_for_is_refused_and_never_dropped() {
 fn a_negative_prompt_without_guidance_is_warned_of() {
     let (_, warnings) = ask(|r| (r.negative_prompt, r.guidance) = (Some("blurry".into()), Some(1.0))).unwrap();
     assert_eq!(warnings.len(), 1);
+}
+
+#[test]
+fn every_spelling_of_a_sampler_and_its_schedule_resolves_to_the_canonical_names() {
+    for (sampler, schedule, expected) in [
+        (None, None, ("ddim", "default")),
+        (Some("euler"), None, ("euler", "default")),
+        (Some("EulerDiscreteScheduler"), Some("karras"), ("euler", "karras")),
+        (Some("DPM++ 2M"), Some("SGM Uniform"), ("dpmpp_2m", "sgm_uniform")),
+        (Some("DPM++ 2M Karras"), None, ("dpmpp_2m", "karras")),
+        (Some("dpmpp_2m"), Some("automatic"), ("dpmpp_2m", "default")),
+        (None, Some("simple"), ("ddim", "simple")),
+    ] {
+        let (resolved, warnings) = ask(|r| {
+            (r.sampler, r.schedule) = (sampler.map(Into::into), schedule.map(Into::into));
+        })
+        .unwrap();
+        assert_eq!((resolved.sampler.as_str(), resolved.schedule.as_str()), expected);
+        assert!(warnings.is_empty());
+    }
+}
+
+#[test]
+fn an_impossible_sampler_or_schedule_is_refused_with_what_is_possible() {
+    for (sampler, schedule, param, possible) in [
+        (Some("magic"), None, "sampler", "dpmpp_2m"),
+        // Known, but not among this model's.
+        (Some("euler_a"), None, "sampler", "dpmpp_2m"),
+        (Some("ddim"), Some("karras"), "schedule", "sgm_uniform"),
+        (Some("euler"), Some("magic"), "schedule", "karras"),
+        (None, Some("exponential"), "schedule", "simple"),
+    ] {
+        let error = ask(|r| {
+            (r.sampler, r.schedule) = (sampler.map(Into::into), schedule.map(Into::into));
+        })
+        .unwrap_err();
+        assert_eq!((error.param(), error.code()), (param, "invalid_request"));
+        assert!(error.to_string().contains(possible), "{error}");
+    }
 }
