@@ -120,16 +120,15 @@ def shaken(amount):
         torch.randn = true_randn
 
 
-def render(pipe, own_config, c):
+def render(pipe, own, c):
     """The pictures of one case, as uint8 arrays, and the finished latents that they were decoded from."""
     finished = []
     decode = pipe.vae.decode
     pipe.vae.decode = lambda z, **kwargs: (finished.append(z * pipe.vae.config.scaling_factor), decode(z, **kwargs))[1]
-    cls = SAMPLERS[c["sampler"]] if c["sampler"] else None
-    extra = SCHEDULES[c["schedule"]]
-    if cls is None:
-        cls = getattr(diffusers, own_config["_class_name"])
-    pipe.scheduler = cls.from_config(own_config, **extra)
+    # The pipeline corrects keys of its own scheduler; what it has only by default, from_config leaves to the new class.
+    pipe.scheduler = own
+    if c["sampler"]:
+        pipe.scheduler = SAMPLERS[c["sampler"]].from_config(own.config, **SCHEDULES[c["schedule"]])
     args = dict(prompt=c["prompt"], negative_prompt=c["negative"], num_inference_steps=c["steps"],
                 guidance_scale=c["guidance"], num_images_per_prompt=c["n"],
                 clip_skip=c["clip_skip"] or None, eta=c["eta"] or 0.0, output_type="pil",
@@ -146,11 +145,11 @@ def render(pipe, own_config, c):
 
 def picture_files(pipe, model, cases, folder):
     """Makes the cases' pictures; gives their rows of the manifest, one a picture, and the finished latents by file name."""
-    own_config, rows, seen, kept_latents = pipe.scheduler.config, [], {}, {}
+    own, rows, seen, kept_latents = pipe.scheduler, [], {}, {}
     for number, c in enumerate(cases):
-        pictures, latents = render(pipe, own_config, c)
+        pictures, latents = render(pipe, own, c)
         with shaken(1e-6):
-            shaken_pictures, shaken_latents = render(pipe, own_config, c)
+            shaken_pictures, shaken_latents = render(pipe, own, c)
         for i, picture in enumerate(pictures):
             file = f"{model}-{number:02}" + (f"-{i}" if c["n"] > 1 else "") + ".png"
             # A picture that says little, or whose values chaos decides, would prove nothing.
@@ -176,5 +175,5 @@ def picture_files(pipe, model, cases, folder):
             if c["strength"] is not None:
                 row["init"] = dict(file=f"start-{c['width']}x{c['height']}.png", strength=c["strength"])
             rows.append(row)
-    pipe.scheduler = type(pipe.scheduler).from_config(own_config)
+    pipe.scheduler = own
     return rows, kept_latents

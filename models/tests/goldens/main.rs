@@ -13,3 +13,5 @@ mod text;
 mod tokenizer;
 #[cfg(test)]
 mod unet;
+#[cfg(test)]
+mod vae;
