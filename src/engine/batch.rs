@@ -129,6 +129,8 @@ impl From<&Row> for Seat {
 #[derive(Default)]
 pub(super) struct Groups {
     list: Vec<Group>,
+    /// Whether rows left since the last sweep.
+    left: bool,
 }
 
 impl Groups {
@@ -193,12 +195,22 @@ impl Groups {
         for group in &mut self.list {
             group.rows.retain(&keep);
         }
+        self.left = true;
+    }
+
+    /// Takes the finished rows out of a group.
+    pub(super) fn take_done(&mut self, group: usize) -> Vec<Row> {
+        let done: Vec<Row> = self.list[group].rows.extract_if(.., |row| row.trajectory.done()).collect();
+        self.left |= !done.is_empty();
+        done
     }
 
     /// Drops groups without rows, once rows were dropped or done.
     pub(super) fn sweep(&mut self) {
-        self.list.retain(|group| !group.rows.is_empty());
-        self.rebalance();
+        if std::mem::take(&mut self.left) {
+            self.list.retain(|group| !group.rows.is_empty());
+            self.rebalance();
+        }
     }
 
     /// Brings owners and shares up to date after rows came or went.
@@ -209,5 +221,81 @@ impl Groups {
         for (group, share) in self.list.iter_mut().zip(shares) {
             group.share = share;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use easel_models::Pipeline;
+    use easel_models::samplers::SamplingSpec;
+    use easel_models::{Prompt, RenderSpec};
+
+    use super::super::tests::fake::Fake;
+    use super::*;
+
+    /// A row that is about to join, and its class. A text of more than 40 letters has a longer context.
+    fn row(model: usize, width: u32, text: &str, owner: &str) -> (Class, Row) {
+        let fake = Fake::new(["first", "second"][model]);
+        let conditioning = fake.encode(&Prompt { text: Some(text.into()), clip_skip: 0 }).unwrap();
+        let spec = RenderSpec {
+            width,
+            height: 64,
+            guidance: 1.0,
+            guidance_rescale: 0.0,
+            seed: 0,
+            sampling: SamplingSpec::steps(5),
+            init: None,
+        };
+        let trajectory = fake.begin(&spec, Arc::new(conditioning), None).unwrap();
+        (Class { model, width, height: 64 }, Row::new(0, 0, trajectory, owner.into(), Priority::Normal))
+    }
+
+    fn join(groups: &mut Groups, (class, row): (Class, Row)) -> Vec<Mismatch> {
+        groups.join(class, row, || 1)
+    }
+
+    const LONG: &str = "a text that takes more than the forty letters of one chunk";
+
+    #[test]
+    fn a_row_that_opens_its_own_group_has_a_reason_for_every_other() {
+        let mut groups = Groups::default();
+        assert_eq!(join(&mut groups, row(0, 64, "a", "x")), []);
+        assert_eq!(join(&mut groups, row(0, 128, "a", "x")), [Mismatch::LatentShape]);
+        assert_eq!(join(&mut groups, row(0, 128, LONG, "x")), [Mismatch::LatentShape, Mismatch::ContextLength]);
+        assert_eq!(join(&mut groups, row(1, 64, "a", "x")), [Mismatch::Model; 3]);
+        assert_eq!(join(&mut groups, row(0, 64, "another", "y")), []);
+        assert_eq!(groups.iter().map(|group| group.rows.len()).collect::<Vec<_>>(), [2, 1, 1, 1]);
+    }
+
+    #[test]
+    fn one_source_under_two_names_is_two_models() {
+        let mut groups = Groups::default();
+        join(&mut groups, row(0, 64, "a", "x"));
+        let (class, row) = row(0, 64, "a", "x");
+        assert_eq!(join(&mut groups, (Class { model: 1, ..class }, row)), [Mismatch::Model]);
+    }
+
+    #[test]
+    fn who_joins_late_starts_where_the_others_are() {
+        let mut groups = Groups::default();
+        join(&mut groups, row(0, 64, "a", "x"));
+        groups.get_mut(0).used = 7.0;
+        groups.get_mut(0).rows[0].used = 3.0;
+        join(&mut groups, row(0, 64, "b", "x"));
+        join(&mut groups, row(0, 128, "b", "y"));
+        assert_eq!(groups.get(0).rows[1].used, 3.0);
+        assert_eq!(groups.get(1).used, 7.0);
+    }
+
+    #[test]
+    fn groups_keep_their_places_until_they_are_swept() {
+        let mut groups = Groups::default();
+        join(&mut groups, row(0, 64, "a", "x"));
+        join(&mut groups, row(0, 128, "a", "y"));
+        groups.retain(|row| row.owner.as_ref() != "x");
+        assert_eq!(groups.iter().map(|group| group.rows.len()).collect::<Vec<_>>(), [0, 1]);
+        groups.sweep();
+        assert_eq!(groups.get(0).class.width, 128);
+        assert_eq!(groups.get(0).share, policy::weight(Priority::Normal));
     }
 }

@@ -10,7 +10,7 @@ use super::batch::{Group, Row};
 use super::cost::Place;
 use super::decode::Task;
 use super::fault::{Fault, guarded};
-use super::policy::{self, Room};
+use super::policy::{self, Room, Seat};
 use super::thread::Engine;
 use super::waiting::Class;
 use super::{EngineEvent, WorkError};
@@ -44,7 +44,8 @@ impl Engine {
     fn room(&self, group: &Group) -> Room {
         let seats = self.seats(group);
         let (rows, left) = (group.width(), self.group_left(group).unwrap_or_default());
-        Room { class: group.class, rows, seats, left, owners: HashMap::clone(&group.owners) }
+        let nearest = group.rows.iter().map(|row| Seat::from(row).left).min().unwrap_or_default();
+        Room { class: group.class, rows, seats, left, nearest, owners: HashMap::clone(&group.owners) }
     }
 
     /// Rows that a call of this group may have.

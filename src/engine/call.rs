@@ -104,8 +104,7 @@ impl Engine {
 
     /// Hands the finished pictures of a group to the decoder.
     fn collect(&mut self, group: usize) {
-        let group = self.groups.get_mut(group);
-        for row in group.rows.extract_if(.., |row| row.trajectory.done()) {
+        for row in self.groups.take_done(group) {
             let Some(job) = self.jobs.get_mut(&row.job) else { continue };
             let (target, finish) = (job.target(row.job, row.image), job.hand_over());
             self.decoder.send(Task::Decode { target, latents: row.trajectory.latents().clone(), finish });
@@ -180,6 +179,11 @@ impl Engine {
         rows.unseat();
         // It may have been called off, or failed with another picture of its job.
         let Some(row) = rows.find(job, image) else { return Ok(()) };
+        if rows.rows[row].trajectory.done() {
+            // A call that panicked may have moved some of its rows on before.
+            self.collect(group);
+            return Ok(());
+        }
         rows.rows[row].seated = true;
         let (began, took) = self.denoise(group)?;
         self.called(group, began, took);

@@ -17,6 +17,9 @@ use super::waiting::{Class, Entry};
 /// The queue is told at most this share of the time, so that a long list does not hold up the loop.
 const TELLING_SHARE: u32 = 100;
 
+/// Measured times are told again after this long, even when nobody came or went.
+const REFRESH: Duration = Duration::from_secs(1);
+
 /// Seconds until each running job is done; jobs for which it is not known are left out.
 pub(super) struct Forecast {
     jobs: HashMap<u64, f64>,
@@ -87,12 +90,11 @@ impl Engine {
     }
 
     /// Seconds of the device for one picture that has not begun, in calls as full as they may be, and for its decoding.
-    fn picture(&self, job: u64, entry: &Entry) -> Option<(f64, f64)> {
-        let steps = self.jobs.get(&job)?.work.specs.first()?.sampling.steps;
+    fn picture(&self, entry: &Entry) -> Option<(f64, f64)> {
         let place = self.place(entry.class)?;
         let seats = self.costs.rows(place, self.most_rows()).max(entry.rows);
         let a_row = self.costs.call(place, seats)? / seats as f64;
-        Some(((steps * entry.rows) as f64 * a_row, self.costs.decode(place).unwrap_or_default()))
+        Some(((entry.steps * entry.rows) as f64 * a_row, self.costs.decode(place).unwrap_or_default()))
     }
 
     /// The latent shape of a class, from another of the model's where it has not been seen.
@@ -111,7 +113,8 @@ impl Engine {
     /// own cost allows.
     pub(super) fn tell(&mut self, now: bool) {
         let (last, took) = self.told;
-        if !self.changed || (!now && last.elapsed() < took * TELLING_SHARE) {
+        let stale = self.changed || last.elapsed() > REFRESH;
+        if !stale || (!now && last.elapsed() < took * TELLING_SHARE) {
             return;
         }
         let began = Instant::now();
@@ -129,7 +132,7 @@ impl Engine {
         let mut places = Vec::new();
         for job in self.waiting.order() {
             let Some(entry) = self.waiting.get(job) else { continue };
-            let picture = self.picture(job, entry);
+            let picture = self.picture(entry);
             if seen.insert(job) && self.jobs.get(&job).is_some_and(|job| !job.started()) {
                 let own = picture.map(|(steps, decode)| (steps + decode) * entry.pictures as f64);
                 let eta = drain.zip(ahead).zip(own).and_then(|((drain, ahead), own)| duration(drain + ahead + own));

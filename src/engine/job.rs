@@ -135,14 +135,18 @@ impl Job {
         }
     }
 
-    /// The field at fault when the work cannot even wait.
+    /// Whether the work can wait at all.
     ///
     /// # Errors
-    /// When there is no picture to make.
+    /// When there is no picture to make, or the pictures differ in more than the batch they wait for allows.
     pub(super) fn check(work: &Work) -> Result<(), WorkError> {
-        if work.specs.is_empty() {
+        let Some(first) = work.specs.first() else {
             let message = "0 pictures were asked for; at least 1 is possible".into();
             return Err(WorkError::Request { param: "n", message });
+        };
+        if work.specs.iter().any(|spec| (spec.width, spec.height) != (first.width, first.height)) {
+            let message = "the pictures of one job must have one size".into();
+            return Err(WorkError::Request { param: "size", message });
         }
         Ok(())
     }

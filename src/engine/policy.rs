@@ -3,8 +3,8 @@
 //! Pure functions of the state, without threads, clocks or models. What they aim at:
 //!
 //! - *A request joins at the next step boundary.* It takes a seat in the running group of its class while there are
-//!   any. When all are taken, an owner with no row in the group, or a higher priority than all of its rows, still joins,
-//!   and the rows then take turns in the calls ([`seats`]): a short request does not wait for long ones to end.
+//!   any. When all are taken, still joins an owner with no row in the group, a higher priority than all of its rows, and a picture
+//!   that is short beside what they have to go ([`SHORT`]); the rows then take turns in the calls ([`seats`]).
 //! - *Groups share the device by time, not by calls* ([`turn`]), so a large model's slow step does not starve a small
 //!   model. Each owner has the same share, spread over the groups that it has rows in, times its priority's weight ([`shares`]).
 //! - *No group starves others of a place.* Only so many groups run at once. When one more is wanted, the group that is nearest
@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::waiting::{Class, Waiting};
+use super::waiting::{Class, Entry, Waiting};
 use crate::request::Priority;
 
 /// The share of a priority's rows where they compete with others for calls.
@@ -25,6 +25,10 @@ pub(super) fn weight(priority: Priority) -> f64 {
     }
 }
 
+/// A picture is short when it has at most this part of the steps that the nearest to its end still has to go. Letting it in then
+/// costs those who run little, and saves it much.
+const SHORT: usize = 4;
+
 /// A running group as the policy sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Room {
@@ -35,24 +39,29 @@ pub(super) struct Room {
     pub(super) seats: usize,
     /// Device time until its last row is done, in any unit.
     pub(super) left: f64,
+    /// The fewest steps that one of its rows has to go.
+    pub(super) nearest: usize,
     /// Whose pictures these are, and the highest priority of each owner's.
     pub(super) owners: HashMap<Arc<str>, Priority>,
 }
 
 impl Room {
     /// Whether `entry`'s next picture may join.
-    fn admits(&self, owner: &str, priority: Priority, rows: usize) -> bool {
-        if self.rows == 0 || self.rows + rows <= self.seats {
+    fn admits(&self, entry: &Entry) -> bool {
+        if self.rows == 0 || self.rows + entry.rows <= self.seats {
             return true;
         }
-        let newcomer = !self.owners.contains_key(owner) || self.owners.values().all(|&other| other < priority);
-        newcomer && self.rows + rows <= 2 * self.seats.max(rows)
+        let newcomer = !self.owners.contains_key(&entry.owner);
+        let urgent = self.owners.values().all(|&other| other < entry.priority);
+        let short = entry.steps * SHORT <= self.nearest;
+        (newcomer || urgent || short) && self.rows + entry.rows <= 2 * self.seats.max(entry.rows)
     }
 
-    fn join(&mut self, owner: &Arc<str>, priority: Priority, rows: usize) {
-        self.rows += rows;
-        let highest = self.owners.entry(Arc::clone(owner)).or_insert(priority);
-        *highest = priority.max(*highest);
+    fn join(&mut self, entry: &Entry) {
+        self.rows += entry.rows;
+        self.nearest = self.nearest.min(entry.steps);
+        let highest = self.owners.entry(Arc::clone(&entry.owner)).or_insert(entry.priority);
+        *highest = entry.priority.max(*highest);
     }
 }
 
@@ -79,7 +88,7 @@ pub(super) fn admit(
             .filter(|&room| rooms[room].class == entry.class)
             .min_by_key(|&room| rooms[room].rows.saturating_sub(rooms[room].seats));
         let admits = match group {
-            Some(room) => sealed != Some(room) && rooms[room].admits(&entry.owner, entry.priority, entry.rows),
+            Some(room) => sealed != Some(room) && rooms[room].admits(entry),
             None => {
                 let newcomer = rooms.iter().all(|room| !room.owners.contains_key(&entry.owner))
                     || rooms.iter().flat_map(|room| room.owners.values()).all(|&other| other < entry.priority);
@@ -92,12 +101,12 @@ pub(super) fn admit(
         };
         if admits {
             let room = group.unwrap_or_else(|| {
-                let (class, seats) = (entry.class, seats(entry.class));
+                let (class, seats, owners) = (entry.class, seats(entry.class), HashMap::new());
                 // Its work is not known yet, but it has only just begun.
-                rooms.push(Room { class, rows: 0, seats, left: f64::INFINITY, owners: HashMap::new() });
+                rooms.push(Room { class, rows: 0, seats, left: f64::INFINITY, nearest: usize::MAX, owners });
                 rooms.len() - 1
             });
-            rooms[room].join(&entry.owner, entry.priority, entry.rows);
+            rooms[room].join(entry);
             admitted.push(job);
         } else {
             blocked.push(entry.class);
@@ -168,7 +177,7 @@ mod tests {
     }
 
     fn entry(owner: &str, priority: Priority, width: u32, rows: usize) -> Entry {
-        Entry { owner: owner.into(), priority, class: class(width), rows, pictures: 1, asks: 1.0 }
+        Entry { owner: owner.into(), priority, class: class(width), rows, steps: 10, pictures: 1, asks: 1.0 }
     }
 
     fn list(entries: impl IntoIterator<Item = Entry>) -> Waiting {
@@ -181,7 +190,7 @@ mod tests {
 
     fn room(width: u32, rows: usize, seats: usize, left: f64, owner: &str) -> Room {
         let owners = HashMap::from([(owner.into(), Priority::Normal)]);
-        Room { class: class(width), rows, seats, left, owners }
+        Room { class: class(width), rows, seats, left, nearest: 10, owners }
     }
 
     #[test]
@@ -218,6 +227,16 @@ mod tests {
     fn a_higher_priority_joins_a_full_batch() {
         let waiting = list([entry("a", Priority::High, 64, 2), entry("a", Priority::High, 64, 2)]);
         assert_eq!(admit(&waiting, vec![room(64, 4, 4, 1.0, "a")], 4, |_| 4), [0]);
+    }
+
+    #[test]
+    fn a_short_picture_joins_a_full_batch_of_long_ones() {
+        let full = Room { nearest: 40, ..room(64, 4, 4, 1.0, "a") };
+        let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 64, 2)]);
+        // The second is not short beside the first.
+        assert_eq!(admit(&waiting, vec![full], 4, |_| 4), [0]);
+        let full = Room { nearest: 39, ..room(64, 4, 4, 1.0, "a") };
+        assert_eq!(admit(&waiting, vec![full], 4, |_| 4), [] as [u64; 0]);
     }
 
     #[test]

@@ -165,11 +165,12 @@ impl Engine {
         let pixels = f64::from(spec.width) * f64::from(spec.height);
         // In proportion to the operations, about: every weight is used once a pixel, row and step.
         let weights = self.models[model].pipeline.card().parameters.max(1) as f64;
-        let asks = (spec.sampling.steps * rows) as f64 * pixels * weights;
+        let steps = spec.sampling.steps;
+        let asks = (steps * rows) as f64 * pixels * weights;
         let (priority, pictures) = (work.priority, work.specs.len());
         let job = Job::new(work, class, submitted);
         let owner = Arc::clone(&job.owner);
-        self.waiting.push(self.next_job, Entry { owner, priority, class, rows, pictures, asks });
+        self.waiting.push(self.next_job, Entry { owner, priority, class, rows, steps, pictures, asks });
         self.jobs.insert(self.next_job, job);
         self.next_job += 1;
         self.changed = true;

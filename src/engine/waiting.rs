@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub(super) class: Class,
     /// Rows of each picture in a model call.
     pub(super) rows: usize,
+    /// Steps of each picture.
+    pub(super) steps: usize,
     /// Pictures that have not begun; at least one.
     pub(super) pictures: usize,
     /// What each asks of the device, in any unit that is the same for all.
@@ -225,7 +227,7 @@ mod tests {
     const CLASS: Class = Class { model: 0, width: 64, height: 64 };
 
     fn entry(owner: &str, priority: Priority, pictures: usize, asks: f64) -> Entry {
-        Entry { owner: owner.into(), priority, class: CLASS, rows: 1, pictures, asks }
+        Entry { owner: owner.into(), priority, class: CLASS, rows: 1, steps: 10, pictures, asks }
     }
 
     fn list(entries: impl IntoIterator<Item = Entry>) -> Waiting {

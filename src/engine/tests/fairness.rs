@@ -38,6 +38,18 @@ fn a_short_job_of_another_owner_takes_turns_with_a_long_one_where_only_one_fits(
 }
 
 #[test]
+fn a_short_job_of_the_same_owner_takes_turns_with_a_long_one_too() {
+    let (engine, fake) = engine_with(Fake::taking("fake", 2), one_row_a_call());
+    let long = ask("long", 100);
+    let mut running = long.submit(&engine);
+    running.until_started();
+    let short = ask("short", 5);
+    short.submit(&engine).check(&short);
+    assert!(fake.calls_of("long").len() < 60);
+    running.check(&long);
+}
+
+#[test]
 fn a_higher_priority_goes_first_and_the_lower_one_is_not_starved() {
     let (engine, fake) = engine_with(Fake::taking("fake", 1), one_row_a_call());
     let mut first = ask("first", 30).submit(&engine);

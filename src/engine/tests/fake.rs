@@ -22,29 +22,29 @@ use crate::request::Priority;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the fake costs and where it fails.
-pub(super) struct Fake {
-    pub(super) card: ModelCard,
-    pub(super) name: String,
+pub(in crate::engine) struct Fake {
+    pub(in crate::engine) card: ModelCard,
+    pub(in crate::engine) name: String,
     /// Of a call: a part that does not depend on its rows, and one for each row.
-    pub(super) call: Duration,
-    pub(super) row: Duration,
-    pub(super) decode: Duration,
+    pub(in crate::engine) call: Duration,
+    pub(in crate::engine) row: Duration,
+    pub(in crate::engine) decode: Duration,
     /// Calls with more rows do not fit.
-    pub(super) fits: usize,
+    pub(in crate::engine) fits: usize,
     /// Decodes that do not fit while denoising happens.
-    pub(super) decode_needs_quiet: bool,
+    pub(in crate::engine) decode_needs_quiet: bool,
     /// Calls in which rows of both of these targets meet fail.
-    pub(super) unbearable: Option<(f32, f32)>,
-    pub(super) denoising: AtomicUsize,
-    pub(super) quiet_broken: AtomicUsize,
-    pub(super) encodes: AtomicUsize,
-    pub(super) decodes: AtomicUsize,
+    pub(in crate::engine) unbearable: Option<(f32, f32)>,
+    pub(in crate::engine) denoising: AtomicUsize,
+    pub(in crate::engine) quiet_broken: AtomicUsize,
+    pub(in crate::engine) encodes: AtomicUsize,
+    pub(in crate::engine) decodes: AtomicUsize,
     /// The target of each row of each call, as they came.
-    pub(super) calls: Mutex<Vec<Vec<f32>>>,
+    pub(in crate::engine) calls: Mutex<Vec<Vec<f32>>>,
 }
 
 impl Fake {
-    pub(super) fn new(name: &str) -> Self {
+    pub(in crate::engine) fn new(name: &str) -> Self {
         let native = Size { width: 64, height: 64 };
         let card = ModelCard {
             family: "fake".into(),
@@ -80,22 +80,22 @@ impl Fake {
     }
 
     /// With calls that take this many milliseconds, however many rows they have.
-    pub(super) fn taking(name: &str, milliseconds: u64) -> Self {
+    pub(in crate::engine) fn taking(name: &str, milliseconds: u64) -> Self {
         Self { call: Duration::from_millis(milliseconds), ..Self::new(name) }
     }
 
     /// The targets of the rows of each successful call.
-    pub(super) fn calls(&self) -> Vec<Vec<f32>> {
+    pub(in crate::engine) fn calls(&self) -> Vec<Vec<f32>> {
         self.calls.lock().unwrap().clone()
     }
 
     /// Rows of the largest call.
-    pub(super) fn largest(&self) -> usize {
+    pub(in crate::engine) fn largest(&self) -> usize {
         self.calls().iter().map(Vec::len).max().unwrap_or_default()
     }
 
     /// Which rows of the calls had this prompt, by the calls' order.
-    pub(super) fn calls_of(&self, prompt: &str) -> Vec<usize> {
+    pub(in crate::engine) fn calls_of(&self, prompt: &str) -> Vec<usize> {
         let target = target(prompt);
         let has = |(index, call): (usize, Vec<f32>)| call.contains(&target).then_some(index);
         self.calls().into_iter().enumerate().filter_map(has).collect()
@@ -103,7 +103,7 @@ impl Fake {
 }
 
 /// What a prompt's rows move to.
-pub(super) fn target(prompt: &str) -> f32 {
+pub(in crate::engine) fn target(prompt: &str) -> f32 {
     prompt.bytes().fold(1.0, |sum, byte| (sum * 31.0 + f32::from(byte)) % 9973.0)
 }
 
@@ -112,7 +112,7 @@ fn start(seed: u64) -> f32 {
 }
 
 /// The latents that a picture must end with, by stepping one number.
-pub(super) fn solution(prompt: &str, seed: u64, steps: usize, guidance: f64) -> f32 {
+pub(in crate::engine) fn solution(prompt: &str, seed: u64, steps: usize, guidance: f64) -> f32 {
     let guided = guided(target(prompt), (guidance > 1.0).then(|| target("")), guidance);
     (0..steps).fold(start(seed), |x, _| (x + guided) * 0.5)
 }
@@ -272,7 +272,7 @@ impl Fake {
     }
 
     /// How often a decode met a step.
-    pub(super) fn quiet_broken(&self) -> usize {
+    pub(in crate::engine) fn quiet_broken(&self) -> usize {
         self.quiet_broken.load(Ordering::SeqCst)
     }
 }
@@ -301,30 +301,30 @@ fn bits(latents: &Tensor) -> Result<RgbImage> {
 }
 
 /// Steps that a picture whose decoding is to fail must have.
-pub(super) const FAULTY_STEPS: i32 = 4;
+pub(in crate::engine) const FAULTY_STEPS: i32 = 4;
 
 /// The first value of a picture's latents.
-pub(super) fn latent(picture: &RgbImage) -> f32 {
+pub(in crate::engine) fn latent(picture: &RgbImage) -> f32 {
     f32::from_le_bytes(picture.pixels[..4].try_into().unwrap())
 }
 
 /// A job to be submitted.
 #[derive(Clone)]
-pub(super) struct Ask {
-    pub(super) model: &'static str,
-    pub(super) prompt: String,
-    pub(super) owner: &'static str,
-    pub(super) priority: Priority,
-    pub(super) steps: usize,
-    pub(super) n: usize,
-    pub(super) seed: u64,
-    pub(super) guidance: f64,
-    pub(super) width: u32,
-    pub(super) previews: u32,
+pub(in crate::engine) struct Ask {
+    pub(in crate::engine) model: &'static str,
+    pub(in crate::engine) prompt: String,
+    pub(in crate::engine) owner: &'static str,
+    pub(in crate::engine) priority: Priority,
+    pub(in crate::engine) steps: usize,
+    pub(in crate::engine) n: usize,
+    pub(in crate::engine) seed: u64,
+    pub(in crate::engine) guidance: f64,
+    pub(in crate::engine) width: u32,
+    pub(in crate::engine) previews: u32,
 }
 
 /// A job with these steps, and otherwise as plain as can be.
-pub(super) fn ask(prompt: &str, steps: usize) -> Ask {
+pub(in crate::engine) fn ask(prompt: &str, steps: usize) -> Ask {
     Ask {
         model: "fake",
         prompt: prompt.into(),
@@ -340,14 +340,14 @@ pub(super) fn ask(prompt: &str, steps: usize) -> Ask {
 }
 
 /// A submitted job, as its caller sees it.
-pub(super) struct Job {
-    pub(super) events: UnboundedReceiver<EngineEvent>,
+pub(in crate::engine) struct Job {
+    pub(in crate::engine) events: UnboundedReceiver<EngineEvent>,
     /// Everything received so far.
-    pub(super) seen: Vec<EngineEvent>,
+    pub(in crate::engine) seen: Vec<EngineEvent>,
 }
 
 impl Ask {
-    pub(super) fn submit(&self, engine: &EngineHandle) -> Job {
+    pub(in crate::engine) fn submit(&self, engine: &EngineHandle) -> Job {
         let (sender, events) = unbounded_channel();
         let spec = |image| RenderSpec {
             width: self.width,
@@ -375,14 +375,14 @@ impl Ask {
     }
 
     /// The picture that this must become.
-    pub(super) fn solution(&self, image: usize) -> f32 {
+    pub(in crate::engine) fn solution(&self, image: usize) -> f32 {
         solution(&self.prompt, self.seed + image as u64, self.steps, self.guidance)
     }
 }
 
 impl Job {
     /// Receives until `wanted`.
-    pub(super) fn until(&mut self, wanted: impl Fn(&EngineEvent) -> bool) -> &EngineEvent {
+    pub(in crate::engine) fn until(&mut self, wanted: impl Fn(&EngineEvent) -> bool) -> &EngineEvent {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.events.try_recv() {
@@ -403,12 +403,12 @@ impl Job {
     }
 
     /// Receives until the job runs.
-    pub(super) fn until_started(&mut self) {
+    pub(in crate::engine) fn until_started(&mut self) {
         self.until(|event| matches!(event, EngineEvent::Started));
     }
 
     /// Receives until the last event, and that it is the last.
-    pub(super) fn end(&mut self) -> Result<WorkMetrics, WorkError> {
+    pub(in crate::engine) fn end(&mut self) -> Result<WorkMetrics, WorkError> {
         let last = |event: &EngineEvent| matches!(event, EngineEvent::Finished(_) | EngineEvent::Failed(_));
         let result = match self.until(last) {
             EngineEvent::Finished(metrics) => Ok(*metrics),
@@ -424,7 +424,7 @@ impl Job {
     }
 
     /// The pictures, in the order of their places in the job.
-    pub(super) fn pictures(&self) -> Vec<Arc<RgbImage>> {
+    pub(in crate::engine) fn pictures(&self) -> Vec<Arc<RgbImage>> {
         let mut pictures: Vec<_> = self
             .seen
             .iter()
@@ -438,7 +438,7 @@ impl Job {
     }
 
     /// Waits for the end, which must be a good one, and compares every picture with the closed form, bit by bit.
-    pub(super) fn check(&mut self, ask: &Ask) -> WorkMetrics {
+    pub(in crate::engine) fn check(&mut self, ask: &Ask) -> WorkMetrics {
         let metrics = self.end().unwrap();
         let pictures = self.pictures();
         assert_eq!(pictures.len(), ask.n);
@@ -450,11 +450,11 @@ impl Job {
 }
 
 /// An engine over one fake with the name `fake`.
-pub(super) fn engine(fake: Fake) -> (EngineHandle, Arc<Fake>) {
+pub(in crate::engine) fn engine(fake: Fake) -> (EngineHandle, Arc<Fake>) {
     engine_with(fake, EngineOptions::default())
 }
 
-pub(super) fn engine_with(fake: Fake, options: EngineOptions) -> (EngineHandle, Arc<Fake>) {
+pub(in crate::engine) fn engine_with(fake: Fake, options: EngineOptions) -> (EngineHandle, Arc<Fake>) {
     let fake = Arc::new(fake);
     (EngineHandle::start(vec![("fake".into(), Arc::clone(&fake) as Arc<dyn Pipeline>)], options), fake)
 }

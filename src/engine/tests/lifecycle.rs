@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use easel_models::Prompt;
+use easel_models::samplers::SamplingSpec;
+use easel_models::{Prompt, RenderSpec};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::fake::{Ask, Fake, ask, engine, engine_with};
@@ -43,7 +44,7 @@ fn a_caller_who_hangs_up_while_waiting_never_begins() {
     let first = ask("good", 40);
     let mut running = first.submit(&engine);
     running.until_started();
-    let mut leaves = ask("long", 10).submit(&engine);
+    let mut leaves = ask("long", 30).submit(&engine);
     leaves.until(|event| matches!(event, EngineEvent::Queued { .. }));
     until(|| engine.queue().waiting == 1);
     drop(leaves);
@@ -59,7 +60,7 @@ fn the_queue_shows_what_runs_and_what_waits() {
     let (engine, _) = engine_with(Fake::taking("fake", 2), options);
     let mut running = Ask { guidance: 2.0, ..ask("a", 200) }.submit(&engine);
     running.until_started();
-    let waiting = ask("b", 5).submit(&engine);
+    let waiting = ask("b", 150).submit(&engine);
     until(|| engine.queue().waiting == 1 && engine.queue().rows == 2);
     let queue = engine.queue();
     assert_eq!((queue.running, queue.jobs), (1, vec!["a x200".to_string()]));
@@ -92,6 +93,16 @@ fn work_that_cannot_be_is_refused_at_once() {
     };
     assert_eq!(field(work("fake")), "n");
     assert_eq!(field(work("other")), "model");
+    let spec = |width| RenderSpec {
+        width,
+        height: 64,
+        guidance: 1.0,
+        guidance_rescale: 0.0,
+        seed: 0,
+        sampling: SamplingSpec::steps(2),
+        init: None,
+    };
+    assert_eq!(field(Work { specs: vec![spec(64), spec(72)], ..work("fake") }), "size");
     assert_eq!(engine.models()[0].0, "fake");
     assert_eq!(engine.models()[0].1.family, "fake");
 }
@@ -104,7 +115,7 @@ fn shutting_down_lets_what_runs_finish_and_refuses_the_rest() {
     let begun = Ask { n: 2, ..ask("begun", 20) };
     let mut running = begun.submit(&engine);
     running.until_started();
-    let mut waiting = ask("waits", 5).submit(&engine);
+    let mut waiting = ask("waits", 15).submit(&engine);
     shut_down(&engine, Duration::from_secs(30));
     running.check(&begun);
     assert_eq!(waiting.end(), Err(WorkError::ShuttingDown));

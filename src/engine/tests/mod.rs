@@ -2,6 +2,6 @@
 
 mod batching;
 mod fairness;
-mod fake;
+pub(super) mod fake;
 mod faults;
 mod lifecycle;
