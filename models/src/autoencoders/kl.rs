@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use easel_kernels::Linear;
 
 use super::decoder::Decoder;
@@ -25,7 +25,8 @@ pub struct AutoencoderKl {
     post_quant: Option<Linear>,
     decoder: Decoder,
     preview: OnceLock<Preview>,
-    weights: Tensors,
+    dtype: DType,
+    device: Device,
 }
 
 impl AutoencoderKl {
@@ -44,7 +45,8 @@ impl AutoencoderKl {
             post_quant: config.use_post_quant_conv.then(post_quant).transpose()?,
             decoder: Decoder::new(&weights.pp("decoder"), config)?,
             preview: OnceLock::new(),
-            weights: weights.clone(),
+            dtype: weights.dtype(),
+            device: weights.device().clone(),
         })
     }
 
@@ -68,7 +70,7 @@ impl AutoencoderKl {
     /// When a tensor operation fails.
     pub fn encode(&self, pictures: &Tensor, tiling: Option<&Tiling>) -> Result<Posterior> {
         let factor = self.config.factor();
-        let x = channels_last(pictures, &self.weights)?; // (b, H, W, 3)
+        let x = channels_last(pictures, self.dtype)?; // (b, H, W, 3)
         let (_, height, width, _) = x.dims4()?;
         let moments = match tiling {
             Some(tiling) if tiling.splits(height.div_ceil(factor), width.div_ceil(factor)) => {
@@ -86,7 +88,7 @@ impl AutoencoderKl {
     /// # Errors
     /// When a tensor operation fails.
     pub fn decode(&self, latents: &Tensor, tiling: Option<&Tiling>) -> Result<Tensor> {
-        let x = channels_last(latents, &self.weights)?; // (b, h, w, c)
+        let x = channels_last(latents, self.dtype)?; // (b, h, w, c)
         let (_, height, width, _) = x.dims4()?;
         let pictures = match tiling {
             Some(tiling) if tiling.splits(height, width) => {
@@ -141,7 +143,7 @@ impl AutoencoderKl {
             return Ok(preview);
         }
         let encode = |pictures: &Tensor| self.scale(self.encode(pictures, None)?.mode());
-        let fitted = Preview::fit(self.config.factor(), self.weights.device(), encode)?;
+        let fitted = Preview::fit(self.config.factor(), &self.device, encode)?;
         // Two threads may fit it at once; both get the same, and the first one's is kept.
         Ok(self.preview.get_or_init(|| fitted))
     }
@@ -172,8 +174,8 @@ impl AutoencoderKl {
     }
 }
 
-fn channels_last(x: &Tensor, weights: &Tensors) -> Result<Tensor> {
-    Ok(x.to_dtype(weights.dtype())?.permute((0, 2, 3, 1))?.contiguous()?)
+fn channels_last(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    Ok(x.to_dtype(dtype)?.permute((0, 2, 3, 1))?.contiguous()?)
 }
 
 /// In the type of `like`.

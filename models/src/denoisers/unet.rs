@@ -3,7 +3,7 @@
 //! Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022, with XL's added conditioning
 //! (Podell et al., 2023); layout and behaviour are those of `UNet2DConditionModel` of diffusers.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use easel_kernels::{Conv2d, Conv2dConfig, GroupNorm, Padding};
 
 use super::adapters::{AdapterPoints, Adapters};
@@ -47,7 +47,7 @@ pub struct UNet {
     norm_out: GroupNorm,
     conv_out: Conv2d,
     points: AdapterPoints,
-    weights: Tensors,
+    dtype: DType,
 }
 
 impl UNet {
@@ -144,7 +144,7 @@ impl UNet {
             norm_out: group_norm(&weights.pp("conv_norm_out"), channels(0), config.norm_num_groups, config.norm_eps)?,
             conv_out: conv2d(&last, channels(0), config.out_channels, kernel_out, keep(kernel_out))?,
             points: numbering.points,
-            weights: weights.clone(),
+            dtype: weights.dtype(),
         })
     }
 
@@ -183,7 +183,7 @@ impl UNet {
         if [&added, &guidance].into_iter().flatten().any(|tensor| tensor.dims()[0] != rows) {
             return Err(Error::Unsupported(format!("every part of the context must have {rows} rows")));
         }
-        let states = context.states.to_dtype(self.weights.dtype())?;
+        let states = context.states.to_dtype(self.dtype)?;
         let layers = (self.down.iter().flat_map(DownBlock::cross_attentions))
             .chain(self.mid.iter().flat_map(MidBlock::cross_attentions))
             .chain(self.up.iter().flat_map(UpBlock::cross_attentions));
@@ -210,7 +210,7 @@ impl UNet {
         let emb = self.embed(timesteps, condition, latents)?; // (b, time)
         let step = Step { emb: &emb, context: &condition.context, adapters: &hooks.adapters };
 
-        let mut x = latents.to_dtype(self.weights.dtype())?.permute((0, 2, 3, 1))?.contiguous()?; // (b, h, w, c)
+        let mut x = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?; // (b, h, w, c)
         if self.config.center_input_sample {
             x = x.affine(2.0, -1.0)?;
         }
@@ -238,7 +238,7 @@ impl UNet {
         if let Some(added) = &condition.added {
             emb = (emb + added)?;
         }
-        Ok(self.config.act_fn.forward(&emb)?.to_dtype(self.weights.dtype())?)
+        Ok(self.config.act_fn.forward(&emb)?.to_dtype(self.dtype)?)
     }
 }
 
@@ -272,9 +272,10 @@ fn add_residuals(x: Tensor, skips: &mut [Tensor], residuals: &Residuals) -> Resu
         return Err(Error::Unsupported(format!("{given} residuals were given for the UNet's {wanted} skips")));
     }
     for (skip, residual) in skips.iter_mut().zip(&residuals.down) {
-        *skip = (&*skip + residual)?;
+        *skip = (&*skip + residual.to_dtype(skip.dtype())?)?;
     }
-    Ok((x + &residuals.mid)?)
+    let mid = residuals.mid.to_dtype(x.dtype())?;
+    Ok((x + mid)?)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use easel_kernels::Linear;
 
 use super::*;
@@ -64,6 +64,27 @@ fn a_row_does_not_depend_on_its_neighbours() {
         let latents = latents.narrow(0, row, 1).unwrap();
         let single = unet.forward(&latents, &[timesteps[row]], &alone[row], &Hooks::default()).unwrap();
         assert_eq!(numbers(&together.narrow(0, row, 1).unwrap()), numbers(&single), "row {row}");
+    }
+}
+
+#[test]
+fn half_precision_is_close_to_single() {
+    let (unet, weights) = build(SDXL);
+    let (latents, states, pooled) = (noise(&[2, 4, 6, 10], 1), noise(&[2, 5, 6], 2), noise(&[2, 5], 3));
+    let ids = vec![vec![512.0; 6]; 2];
+    let run = |unet: &UNet| {
+        let added = Some(AddedContext { pooled: &pooled, time_ids: &ids });
+        let context = Context { states: &states, added, guidance: None };
+        let condition = unet.condition(&context, &Adapters::default()).unwrap();
+        unet.forward(&latents, &[700.5, 20.0], &condition, &Hooks::default()).unwrap()
+    };
+    let full = run(&unet);
+    for (dtype, bound) in [(DType::F16, 5e-3), (DType::BF16, 5e-2)] {
+        let half = run(&UNet::new(unet.config(), &view(weights.clone()).to_dtype(dtype)).unwrap());
+        assert_eq!(half.dtype(), DType::F32, "the type of the latents");
+        // A value has 11 or 8 bits of mantissa, and some twenty layers round one after the other.
+        let error = distance(&half, &full);
+        assert!(error > 1e-5 && error < bound, "{dtype:?}: {error}");
     }
 }
 
