@@ -165,7 +165,7 @@ pub enum JobEventKind {
         image: usize,
         /// Counts from 0 for each picture.
         index: u32,
-        /// PNG bytes, of the delivered picture's size.
+        /// PNG bytes, of the delivered picture's shape and at most 512 pixels a side.
         png: bytes::Bytes,
     },
     /// A picture is kept.
