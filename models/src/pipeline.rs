@@ -84,11 +84,11 @@ pub trait Pipeline: Send + Sync {
         negative: Option<Arc<Conditioning>>,
     ) -> Result<Trajectory>;
 
-    /// Takes every row one model call further. All rows have equal batch keys and none is done.
+    /// Takes every row that is not done one model call further. All rows have equal batch keys.
     ///
     /// # Errors
-    /// When the model call fails. The rows are then as they were before, so the call may be
-    /// repeated with fewer rows.
+    /// When the model call fails, or out of memory. Every row is then at a step boundary still, most likely the one where
+    /// it was before, so the call may be repeated with fewer rows.
     fn denoise(&self, rows: &mut [&mut Trajectory]) -> Result<()>;
 
     /// Turns finished latents, each (c, h, w), into pictures.

@@ -1,5 +1,6 @@
 //! One picture on its way through the denoising schedule.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -16,6 +17,7 @@ pub struct Trajectory {
     guidance: f64,
     guidance_rescale: f64,
     key: BatchKey,
+    state: Option<Box<dyn Any + Send>>,
 }
 
 impl Trajectory {
@@ -28,7 +30,18 @@ impl Trajectory {
         guidance_rescale: f64,
         key: BatchKey,
     ) -> Self {
-        Self { sampler, positive, negative, guidance, guidance_rescale, key }
+        Self { sampler, positive, negative, guidance, guidance_rescale, key, state: None }
+    }
+
+    /// Adds what the family itself wants to find in the row again, such as the conditioning as the denoiser projects it.
+    #[must_use]
+    pub fn with_state(self, state: impl Any + Send) -> Self {
+        Self { state: Some(Box::new(state)), ..self }
+    }
+
+    /// What the family put into the row; `None` when that is nothing, or of another type.
+    pub fn state<T: Any>(&self) -> Option<&T> {
+        self.state.as_deref()?.downcast_ref()
     }
 
     /// What this row's model call must share with its neighbours'.

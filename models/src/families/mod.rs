@@ -1,1 +1,54 @@
 //! Model families: each puts text encoder, denoiser, autoencoder and samplers together.
+
+mod card_file;
+mod guidance;
+mod pixels;
+mod sd;
+mod unet_memory;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use serde::Deserialize;
+
+use crate::weights::{MODEL_INDEX, Repository};
+use crate::{Error, Pipeline, Result};
+
+/// Where a model computes, and in what type.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// The device that holds the weights and computes.
+    pub device: Device,
+    /// The type of weights and activations: F32, BF16 or F16. Latents and samplers are always F32.
+    pub dtype: DType,
+}
+
+/// One family: the classes of `model_index.json` that it runs, and how to open a model of it.
+struct Family {
+    classes: &'static [&'static str],
+    open: fn(&Repository, &Placement, &str) -> Result<Arc<dyn Pipeline>>,
+}
+
+/// All families. Adding one is a file here, its denoiser, and its line in this list.
+const FAMILIES: &[Family] = &[sd::FAMILY];
+
+/// The key of `model_index.json` that says what the model is.
+#[derive(Deserialize)]
+struct ModelIndex {
+    _class_name: String,
+}
+
+/// Opens the model in `repository`, to be served as `name`.
+///
+/// # Errors
+/// When easel does not run models of this class (the error lists those it runs), or when a part is missing, damaged or
+/// contradicts another (the error names the file and the key).
+pub fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Arc<dyn Pipeline>> {
+    let ModelIndex { _class_name: class } = repository.json(MODEL_INDEX)?;
+    let Some(family) = FAMILIES.iter().find(|family| family.classes.contains(&class.as_str())) else {
+        let known = FAMILIES.iter().flat_map(|family| family.classes).copied().collect::<Vec<_>>().join(", ");
+        let message = format!("{MODEL_INDEX}: _class_name is {class:?}, which easel does not run; it runs {known}");
+        return Err(Error::Unsupported(message));
+    };
+    (family.open)(repository, placement, name)
+}

@@ -147,6 +147,14 @@ impl Repository {
         let source = safetensors::open(self, part)?;
         Ok(Tensors::new(Arc::new(source), dtype, device))
     }
+
+    /// How many weights a part has; whole numbers, such as stored positions, are not counted.
+    ///
+    /// # Errors
+    /// As [`Repository::tensors`].
+    pub fn parameters(&self, part: &str) -> Result<u64> {
+        Ok(safetensors::open(self, part)?.parameters())
+    }
 }
 
 /// Reads JSON, and says which key of which file is at fault where it cannot be.

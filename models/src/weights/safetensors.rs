@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
 use super::repository::{Bytes, Repository};
@@ -127,6 +127,13 @@ impl SafetensorsSource {
         Ok(Self { name, shards: vec![shard], keys })
     }
 
+    /// The number of fractional values in all tensors.
+    pub(super) fn parameters(&self) -> u64 {
+        let infos = self.keys.iter().filter_map(|(key, &at)| self.shards[at].header.info(key));
+        let fractional = infos.filter(|info| !matches!(info.dtype, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL));
+        fractional.map(|info| info.shape.iter().product::<usize>() as u64).sum()
+    }
+
     fn sharded(repository: &Repository, part: &str, name: String, index: &Index) -> Result<Self> {
         let mut shards: Vec<Shard> = Vec::new();
         let mut opened: HashMap<&str, usize> = HashMap::new();
@@ -236,8 +243,10 @@ mod tests {
         let two = safetensors(&[("b", ones(2))]);
         let name = "diffusion_pytorch_model.safetensors.index.json";
         let dir = folder(&[(name, index), ("one.safetensors", &one), ("two.safetensors", &two)]);
-        let tensors = Repository::folder(dir.path()).unwrap().tensors("unet", DType::F32, &Device::Cpu).unwrap();
+        let repository = Repository::folder(dir.path()).unwrap();
+        let tensors = repository.tensors("unet", DType::F32, &Device::Cpu).unwrap();
         assert_eq!((tensors.get("a", &[3]).unwrap().dims1().unwrap(), tensors.contains("b")), (3, true));
+        assert_eq!(repository.parameters("unet").unwrap(), 5);
 
         let missing = error(&folder(&[(name, index), ("one.safetensors", &one)]));
         assert_eq!(missing, format!("unet/two.safetensors: is missing; unet/{name} says that it holds b"));
