@@ -10,7 +10,6 @@ mod handle;
 mod housekeeping;
 mod job;
 mod live;
-mod meters;
 mod registry;
 mod run;
 pub mod store;

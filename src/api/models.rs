@@ -1,0 +1,184 @@
+//! `/v1/models` and `/v1/samplers`: what may be named in a request.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use easel_models::samplers::{SamplerInfo, catalogue};
+use easel_models::{Fit, ModelCard, Size, Sizes};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::App;
+use super::dialects;
+use super::doc::Doc;
+use super::errors::{ApiError, Code};
+use super::routes::{Access, Routes};
+use crate::config::Role;
+
+pub(crate) fn routes() -> Routes {
+    Routes::new(dialects::openai_shape)
+        .get(
+            "/v1/models",
+            Access::Needs(Role::Read),
+            Doc::new("Models", "List the models").about("OpenAI's list, with what each model can do.").ok("ModelList"),
+            list,
+        )
+        .get(
+            "/v1/models/{*id}",
+            Access::Needs(Role::Read),
+            Doc::new("Models", "Get a model")
+                .path("id", "string", "Its name, an alias, or a vendor's name that means it; slashes may be encoded.")
+                .ok("Model")
+                .errors(&[Code::ModelNotFound]),
+            show,
+        )
+        .get(
+            "/v1/samplers",
+            Access::Needs(Role::Read),
+            Doc::new("Models", "List the samplers and the schedules that go with each").ok("SamplerList"),
+            samplers,
+        )
+}
+
+/// A model: what OpenAI's clients read, and what it can do.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Model)]
+pub(crate) struct ModelReply {
+    id: String,
+    /// `model`
+    object: &'static str,
+    /// Unix seconds.
+    created: i64,
+    owned_by: &'static str,
+    /// Whether requests that name no model get this one.
+    default: bool,
+    /// Further names of it.
+    aliases: Vec<String>,
+    /// `loaded`
+    state: &'static str,
+    family: String,
+    /// One sentence for people; may be empty.
+    description: String,
+    /// What it can draw, of a model that knows only a few things; empty when it is not so limited.
+    subjects: Vec<String>,
+    sizes: SizesReply,
+    /// `exact`: other sizes are refused. `resize`: rendered at the nearest size and resampled.
+    fit: &'static str,
+    /// What a request that names nothing gets.
+    defaults: Defaults,
+    /// The samplers that it can be used with.
+    samplers: Vec<String>,
+    abilities: AbilitiesReply,
+    /// Tokens that the text encoder takes, its start and end marks included.
+    context_tokens: usize,
+    /// Weights in all parts together.
+    parameters: u64,
+    /// The type that the denoiser computes in.
+    dtype: String,
+}
+
+/// What a request that names nothing gets.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Defaults {
+    width: u32,
+    height: u32,
+    steps: usize,
+    guidance: f64,
+    sampler: String,
+}
+
+/// The sizes that a model makes.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = Sizes)]
+pub(crate) enum SizesReply {
+    /// Sides that are multiples of a number, in a range.
+    Any {
+        /// What both sides are a multiple of.
+        multiple: u32,
+        /// The shortest side.
+        min: u32,
+        /// The longest side.
+        max: u32,
+    },
+    /// Only these, as `"WIDTHxHEIGHT"`.
+    List(Vec<String>),
+}
+
+/// The tasks and fields that a model has a use for.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Abilities)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one independent yes or no")]
+pub(crate) struct AbilitiesReply {
+    negative_prompt: bool,
+    clip_skip: bool,
+    image_to_image: bool,
+    inpaint: bool,
+}
+
+/// Every model.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ModelList {
+    /// `list`
+    object: &'static str,
+    data: Vec<ModelReply>,
+}
+
+/// Every sampler.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SamplerList {
+    /// `list`
+    object: &'static str,
+    /// Each with `name`, `title`, `aliases`, `summary`, `order`, `calls_per_step`, `stochastic`, `kind`, `schedules`.
+    #[schema(value_type = Vec<Object>)]
+    data: &'static [SamplerInfo],
+}
+
+fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
+    let Size { width, height } = card.native;
+    ModelReply {
+        id: name.into(),
+        object: "model",
+        created: app.started.as_second(),
+        owned_by: "easel",
+        default: name == app.resolver.default_model(),
+        aliases: app.resolver.aliases(name).map(ToOwned::to_owned).collect(),
+        // Every model of the registry is loaded before the server listens.
+        state: "loaded",
+        family: card.family.clone(),
+        description: card.description.clone(),
+        subjects: card.subjects.clone(),
+        sizes: match &card.sizes {
+            Sizes::Any { multiple, min, max } => SizesReply::Any { multiple: *multiple, min: *min, max: *max },
+            Sizes::List(sizes) => SizesReply::List(sizes.iter().map(ToString::to_string).collect()),
+        },
+        fit: match card.fit {
+            Fit::Exact => "exact",
+            Fit::Resize => "resize",
+        },
+        defaults: Defaults { width, height, steps: card.steps, guidance: card.guidance, sampler: card.sampler.clone() },
+        samplers: card.samplers.clone(),
+        abilities: AbilitiesReply {
+            negative_prompt: card.abilities.negative_prompt,
+            clip_skip: card.abilities.clip_skip,
+            image_to_image: card.abilities.image_to_image,
+            inpaint: card.abilities.inpaint,
+        },
+        context_tokens: card.context_tokens,
+        parameters: card.parameters,
+        dtype: card.dtype.clone(),
+    }
+}
+
+async fn list(State(app): State<App>) -> Json<ModelList> {
+    let data = app.resolver.models().iter().map(|(name, card)| model(&app, name, card)).collect();
+    Json(ModelList { object: "list", data })
+}
+
+async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<ModelReply>, ApiError> {
+    let (name, card) = app.resolver.model(Some(&id))?;
+    Ok(Json(model(&app, name, card)))
+}
+
+async fn samplers() -> Json<SamplerList> {
+    Json(SamplerList { object: "list", data: catalogue() })
+}
