@@ -214,12 +214,14 @@ mod tests {
 
     #[test]
     fn marks_of_every_age_are_read() {
-        // Stable Diffusion 1.5 says that its marks are looked for after lower-casing.
-        let mark = r#"{"__type": "AddedToken", "content": "<|endoftext|>", "normalized": true}"#;
-        let normalized =
-            open(&[("tokenizer_config.json", format!(r#"{{"eos_token": {mark}, "model_max_length": 77}}"#))]);
-        let normalized = normalized.unwrap();
-        assert_eq!(words(&normalized, "<|EndOfText|>"), [1850]);
+        // Stable Diffusion 1.5 says that its marks are looked for after lower-casing. Its padding is its end mark
+        // without that rule, and counts.
+        let mark = |text: &str| format!(r#"{{"__type": "AddedToken", "content": "<|{text}|>", "normalized": true}}"#);
+        let (start, end) = (mark("startoftext"), mark("endoftext"));
+        let config = format!(r#"{{"bos_token": {start}, "eos_token": {end}, "model_max_length": 77}}"#);
+        let normalized = open(&[("tokenizer_config.json", config)]).unwrap();
+        assert_eq!(words(&normalized, "<|StartOfText|>"), [1849]);
+        assert_eq!(words(&normalized, "<|EndOfText|>"), [27, 347, 601, 631, 69, 1342, 91, 285]);
         assert_eq!(normalized.max_length(), Some(77));
 
         // Stable Diffusion 2 pads with "!", which is then a mark wherever it stands.
