@@ -190,7 +190,8 @@ impl Groups {
         refused
     }
 
-    /// Drops rows that are not to be kept. Groups keep their places until [`Self::sweep`], since a call may be under way.
+    /// Drops rows that are not to be kept. Groups keep their places until [`Self::sweep`], since a call may be under
+    /// way.
     pub(super) fn retain(&mut self, keep: impl Fn(&Row) -> bool) {
         for group in &mut self.list {
             group.rows.retain(&keep);

@@ -18,7 +18,8 @@ use super::{EngineEvent, WorkError};
 /// Most rows of a call when the operator sets no bound; past it no model gains, and a boundary is far away.
 const MOST_ROWS: usize = 64;
 
-/// While others run, pictures are let in for about as long as a call takes, and at least this long, before the next call.
+/// While others run, pictures are let in for about as long as a call takes, and at least this long, before the next
+/// call.
 const LEAST_ADMISSION: Duration = Duration::from_millis(50);
 
 impl Engine {

@@ -112,8 +112,8 @@ impl Engine {
         }
     }
 
-    /// After a call that did not fit: the memory's ceiling goes down, and half of the pictures stay seated. The others have
-    /// had fewer calls then, so theirs is the next one.
+    /// After a call that did not fit: the memory's ceiling goes down, and half of the pictures stay seated. The
+    /// others have had fewer calls then, so theirs is the next one.
     fn halve(&mut self, group: usize, message: &str) {
         let group = self.groups.get_mut(group);
         let (model, rows) = (group.class.model, group.seated());
@@ -130,8 +130,8 @@ impl Engine {
         }
     }
 
-    /// After a call that failed: its pictures are called one by one, so that only those whose own call fails are failed, and
-    /// their neighbours take their step.
+    /// After a call that failed: its pictures are called one by one, so that only those whose own call fails are
+    /// failed, and their neighbours take their step.
     fn isolate(&mut self, group: usize, fault: Fault) {
         let members: Vec<(u64, usize)> =
             self.groups.get(group).rows.iter().filter(|row| row.seated).map(|row| (row.job, row.image)).collect();

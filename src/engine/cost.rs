@@ -5,11 +5,11 @@
 //! free up to some number, and past it they may cost more than one by one. So:
 //!
 //! - A batch size is taken when a row in it costs at most [`SLOWER`] times what it costs in the best smaller batch.
-//! - Calls longer than [`LONG_CALL`] must save something ([`SAVES`]) by each growth, because nobody can join, leave or cancel
-//!   during one; where nothing is saved, rows take turns in shorter calls instead.
-//! - Past the largest batch measured, twice as many rows are tried, or [`SMALL`] where such a call would not be long. A model
-//!   that was never called starts with [`FIRST`]. A batch size that was found not to pay is measured again after [`FORGET`] calls,
-//!   since a busy moment may have been to blame.
+//! - Calls longer than [`LONG_CALL`] must save something ([`SAVES`]) by each growth, because nobody can join, leave
+//!   or cancel during one; where nothing is saved, rows take turns in shorter calls instead.
+//! - Past the largest batch measured, twice as many rows are tried, or [`SMALL`] where such a call would not be long.
+//!   A model that was never called starts with [`FIRST`]. A batch size that was found not to pay is measured again
+//!   after [`FORGET`] calls, since a busy moment may have been to blame.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -124,7 +124,8 @@ impl Curve {
         self.points
             .entry(rows)
             .and_modify(|point| {
-                // The first call of a shape also allocates, compiles and warms caches: a quicker second one stands alone.
+                // The first call of a shape also allocates, compiles and warms caches: a quicker second one stands
+                // alone.
                 let new = if point.samples == 1 && seconds < point.seconds {
                     1.0
                 } else if disturbed {

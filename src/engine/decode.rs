@@ -1,15 +1,16 @@
 //! The decoder: a thread beside the step loop that turns latents into pictures.
 //!
-//! Decoding one picture takes as long as one to three denoising steps. On the step thread everybody's pictures would stand
-//! still meanwhile; here the loop goes on, and on a GPU the decoder's kernels queue in between the steps' launches. On a
-//! CPU both share the same cores, so nothing is gained in sum, but the boundaries at which others join, leave and cancel stay
-//! as close as before. Previews come here too, because reading pixels back waits for the device.
+//! Decoding one picture takes as long as one to three denoising steps. On the step thread everybody's pictures would
+//! stand still meanwhile; here the loop goes on, and on a GPU the decoder's kernels queue in between the steps'
+//! launches. On a CPU both share the same cores, so nothing is gained in sum, but the boundaries at which others
+//! join, leave and cancel stay as close as before. Previews come here too, because reading pixels back waits for the
+//! device.
 //!
 //! - One picture at a time: a batch would need that many times the memory, which is largest here, and a
 //!   picture's bytes might then depend on its company.
 //! - What ends a job passes through the same queue as its pictures, so the last event is the last.
-//! - The backlog is bounded by the loop, which begins no picture while too many wait here ([`Decoder::pictures`]); the running ones
-//!   go on, so the loop never blocks.
+//! - The backlog is bounded by the loop, which begins no picture while too many wait here ([`Decoder::pictures`]);
+//!   the running ones go on, so the loop never blocks.
 //! - When there is no memory for decoding beside a step, the decoder asks the loop to pause for it, once.
 
 use std::collections::VecDeque;

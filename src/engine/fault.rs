@@ -40,8 +40,8 @@ impl From<Error> for Fault {
 }
 
 /// Calls into a model. A panic there must not take the engine, and with it every other job, down: it becomes an
-/// internal error of the rows in the call. What the call left behind is dropped with those rows, which is why
-/// unwinding through it is safe.
+/// internal error of the rows in the call. Unwinding is safe because a model has no state of its own between calls, and
+/// a row's state is its sampler's: rows of such a call are tried again alone, and those that panic again are dropped.
 pub(super) fn guarded<T>(what: &str, call: impl FnOnce() -> easel_models::Result<T>) -> Result<T, Fault> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => Ok(result?),

@@ -1,7 +1,7 @@
 //! What callers may expect: places in the waiting list, times of arrival, and the queue as a whole.
 //!
-//! All times are drawn from measured costs, on the assumption that what is there now is all that comes. Where nothing has
-//! been measured there is no estimate, rather than a wrong one.
+//! All times are drawn from measured costs, on the assumption that what is there now is all that comes. Where nothing
+//! has been measured there is no estimate, rather than a wrong one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -109,8 +109,8 @@ impl Engine {
         Some(Place { model, latent })
     }
 
-    /// Tells those who wait their places, and everybody the state of the queue. Unless it must be now, not more often than its
-    /// own cost allows.
+    /// Tells those who wait their places, and everybody the state of the queue. Unless it must be now, not more often
+    /// than its own cost allows.
     pub(super) fn tell(&mut self, now: bool) {
         let (last, took) = self.told;
         let stale = self.changed || last.elapsed() > REFRESH;

@@ -95,9 +95,10 @@ impl EngineHandle {
         QueueSnapshot::clone(&self.shared.snapshot.borrow())
     }
 
-    /// Ends the engine: nothing more is taken, jobs that have not begun are answered `WorkError::ShuttingDown`, those that have may
-    /// finish within `grace` and are answered the same then. Returns when the thread has ended, which takes up to one model call
-    /// longer. Called again, the earlier end counts. A job submitted at the very same moment may see its channel close without an event.
+    /// Ends the engine: nothing more is taken, jobs that have not begun are answered `WorkError::ShuttingDown`, those
+    /// that have may finish within `grace` and are answered the same then. Returns when the thread has ended, which
+    /// takes up to one model call longer. Called again, the earlier end counts. A job submitted at the very same
+    /// moment may see its channel close without an event.
     pub async fn shutdown(&self, grace: Duration) {
         self.shared.closing.store(true, Ordering::Release);
         // An engine that has ended already cannot be told.

@@ -1,8 +1,9 @@
 //! How many rows fit the device's memory.
 //!
 //! A model estimates the bytes of a row from the shapes; the budget is the operator's, or half of what is free. Both
-//! can be wrong (another process takes memory, a library takes workspace), so the ceiling of each model, counted in its own
-//! estimated bytes, goes down when the device says that it is full and up again slowly while calls near it succeed.
+//! can be wrong (another process takes memory, a library takes workspace), so the ceiling of each model, counted in
+//! its own estimated bytes, goes down when the device says that it is full and up again slowly while calls near it
+//! succeed.
 
 use std::collections::HashMap;
 

@@ -3,12 +3,15 @@
 //! Pure functions of the state, without threads, clocks or models. What they aim at:
 //!
 //! - *A request joins at the next step boundary.* It takes a seat in the running group of its class while there are
-//!   any. When all are taken, still joins an owner with no row in the group, a higher priority than all of its rows, and a picture
-//!   that is short beside what they have to go ([`SHORT`]); the rows then take turns in the calls ([`seats`]).
+//!   any. When all are taken, these join all the same: an owner with no row in the group, a higher priority than all of
+//!   its rows, and a picture that is short beside what they have to go ([`SHORT`]). The rows then take turns in the
+//!   calls ([`seats`]).
 //! - *Groups share the device by time, not by calls* ([`turn`]), so a large model's slow step does not starve a small
-//!   model. Each owner has the same share, spread over the groups that it has rows in, times its priority's weight ([`shares`]).
-//! - *No group starves others of a place.* Only so many groups run at once. When one more is wanted, the group that is nearest
-//!   to its end takes no more rows: the least remaining time can then only fall, so some group ends and makes room.
+//!   model. Each owner has the same share, spread over the groups that it has rows in, times its priority's weight
+//!   ([`shares`]).
+//! - *No group starves others of a place.* Only so many groups run at once. When one more is wanted, the group that
+//!   is nearest to its end takes no more rows: the least remaining time can then only fall, so some group ends and
+//!   makes room.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,8 +28,8 @@ pub(super) fn weight(priority: Priority) -> f64 {
     }
 }
 
-/// A picture is short when it has at most this part of the steps that the nearest to its end still has to go. Letting it in then
-/// costs those who run little, and saves it much.
+/// A picture is short when it has at most this part of the steps that the nearest to its end still has to go. Letting
+/// it in then costs those who run little, and saves it much.
 const SHORT: usize = 4;
 
 /// A running group as the policy sees it.
@@ -67,8 +70,9 @@ impl Room {
 
 /// The jobs whose next pictures join now, in order; a job comes once for each picture.
 ///
-/// `rooms` are the running groups, at most `groups` of them unless newcomers need more; `seats` tells the rows of a call of a
-/// class with no group. Nobody overtakes within a class, so a picture of two rows is not starved by pictures of one.
+/// `rooms` are the running groups, at most `groups` of them unless newcomers need more; `seats` tells the rows of a
+/// call of a class with no group. Nobody overtakes within a class, so a picture of two rows is not starved by
+/// pictures of one.
 pub(super) fn admit(
     waiting: &Waiting,
     mut rooms: Vec<Room>,
@@ -83,7 +87,8 @@ pub(super) fn admit(
         if blocked.contains(&entry.class) {
             continue;
         }
-        // Several groups have one class where context lengths differ; which one it will be shows only when it has begun.
+        // Several groups have one class where context lengths differ; which one it will be shows only when it has
+        // begun.
         let group = (0..rooms.len())
             .filter(|&room| rooms[room].class == entry.class)
             .min_by_key(|&room| rooms[room].rows.saturating_sub(rooms[room].seats));
@@ -146,8 +151,8 @@ pub(super) struct Seat {
     pub(super) left: usize,
 }
 
-/// Which pictures take part in a call of at most `most` rows: all if they fit, else those that have had the fewest calls
-/// for their weight, then those nearest to their end. At least one always does.
+/// Which pictures take part in a call of at most `most` rows: all if they fit, else those that have had the fewest
+/// calls for their weight, then those nearest to their end. At least one always does.
 pub(super) fn seats(pictures: &[Seat], most: usize, mut seat: impl FnMut(usize)) {
     if pictures.iter().map(|picture| picture.rows).sum::<usize>() <= most {
         (0..pictures.len()).for_each(seat);

@@ -1,7 +1,8 @@
 //! The step loop: the one thread that owns the models and everything that runs on them.
 //!
-//! A round takes the news, drops what was called off, lets in who may join, and makes one model call. All state is this
-//! thread's own; others see it by the events and snapshots that it sends. Nothing here waits while a row could be stepped.
+//! A round takes the news, drops what was called off, lets in who may join, and makes one model call. All state is
+//! this thread's own; others see it by the events and snapshots that it sends. Nothing here waits while a row could
+//! be stepped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -28,8 +29,8 @@ pub(super) struct Model {
     pub(super) pipeline: Arc<dyn Pipeline>,
 }
 
-/// The engine's state. See the files of the same subjects for its parts: `begin` lets pictures in, `call` steps them, `forecast`
-/// tells callers what to expect.
+/// The engine's state. See the files of the same subjects for its parts: `begin` lets pictures in, `call` steps them,
+/// `forecast` tells callers what to expect.
 pub(super) struct Engine {
     pub(super) models: Vec<Model>,
     pub(super) options: EngineOptions,
@@ -181,12 +182,12 @@ impl Engine {
             Report::Decoded { job, model, latent, took, last } => {
                 self.decoder.pictures -= 1;
                 self.changed = true;
+                if last && self.jobs.remove(&job).is_some() {
+                    meters::ended(if took.is_some() { "finished" } else { "canceled" });
+                }
                 if let (Some(took), &[c, h, w]) = (took, latent.as_slice()) {
                     self.meters.models[model].decode.record(took.as_secs_f64());
                     self.costs.decoded(Place { model, latent: [c, h, w] }, took);
-                    if last && self.jobs.remove(&job).is_some() {
-                        meters::ended("finished");
-                    }
                 }
             }
             Report::Failed { job, error } => self.fail(job, error),
@@ -201,7 +202,10 @@ impl Engine {
 
     /// Takes jobs out whose callers have hung up.
     fn drop_canceled(&mut self) {
-        let canceled: Vec<u64> = self.jobs.iter().filter(|(_, job)| job.canceled()).map(|(&id, _)| id).collect();
+        // Where only decoding is left the decoder sees it for itself, and a caller may go as soon as it has the last
+        // event.
+        let gone = |job: &Job| job.canceled() && job.unfinished() > 0;
+        let canceled: Vec<u64> = self.jobs.iter().filter(|(_, job)| gone(job)).map(|(&id, _)| id).collect();
         for id in canceled {
             if self.remove(id).is_some() {
                 meters::ended("canceled");

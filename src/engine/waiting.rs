@@ -1,9 +1,11 @@
 //! The waiting list and its order: priorities first, then owners in turn, then first come, first served.
 //!
-//! - Within a priority, owners take turns by start-time fair queueing (Goyal, Vin and Cheng, 1996): each owner's next picture
-//!   has a tag, the sum of what its earlier ones asked for, and the lowest tag is next. An owner who was away starts
-//!   at the present tag, so idleness earns no credit; many small requests and few large ones get the same share.
-//! - A lower priority is passed over by at most [`PATIENCE`] pictures before one of its own is next, so nothing starves.
+//! - Within a priority, owners take turns by start-time fair queueing (Goyal, Vin and Cheng, 1996): each owner's next
+//!   picture has a tag, the sum of what its earlier ones asked for, and the lowest tag is next. An owner who was away
+//!   starts at the present tag, so idleness earns no credit; many small requests and few large ones get the same
+//!   share.
+//! - A lower priority is passed over by at most [`PATIENCE`] pictures before one of its own is next, so nothing
+//!   starves.
 //!
 //! Knows neither threads nor models.
 

@@ -15,7 +15,7 @@ use ulid::Ulid;
 use super::live::{Live, last_kind};
 use super::registry::Registry;
 use super::store::{Inserted, Lease, ListQuery, NewJob, NewKey, Page, Store, StoreError};
-use super::{Job, JobEvent, JobsError, Status, SubmitError, housekeeping, run};
+use super::{Job, JobEvent, JobsError, Status, SubmitError, housekeeping, meters, run};
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::engine::{EngineHandle, Work, WorkError};
@@ -128,6 +128,7 @@ impl Jobs {
             closing: AtomicBool::new(false),
             worker: Ulid::generate().to_string(),
         });
+        meters::describe();
         let mut resumed = 0;
         loop {
             let claimed = inner.store.claim(inner.lease(), CLAIM).await?;

@@ -10,6 +10,7 @@ mod handle;
 mod housekeeping;
 mod job;
 mod live;
+mod meters;
 mod registry;
 mod run;
 pub mod store;

@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 use super::handle::Inner;
 use super::live::Live;
 use super::store::{Ending, StoreError};
-use super::{Job, JobError, JobMetrics, Output, Status};
+use super::{Job, JobError, JobMetrics, Output, Status, meters};
 use crate::engine::{EngineEvent, Work, WorkError, WorkMetrics};
 
-/// Previews of each picture that are made for whoever watches a job that asked for none. The engine makes
-/// them in any case, for a thousandth of a step's time; they are encoded only while somebody watches.
+/// Previews of each picture that are made for whoever watches a job that asked for none. The engine projects
+/// the latents in any case, which is little beside a step; pictures of it are made only while somebody watches.
 const WATCHED_PREVIEWS: u32 = 4;
 /// Previews of one job that may be in the making; more are left out.
 const PREVIEWS_AT_ONCE: usize = 8;
@@ -36,7 +36,7 @@ pub(super) fn start(inner: &Arc<Inner>, live: Arc<Live>) {
         // The receiver is right here.
         let _ = sender.send(EngineEvent::Failed(error));
     }
-    metrics::gauge!("easel_jobs", "status" => Status::Queued.name()).increment(1);
+    meters::enters(Status::Queued);
     tokio::spawn(run(inner.clone(), live, events));
 }
 
@@ -72,7 +72,7 @@ async fn run(inner: Arc<Inner>, live: Arc<Live>, events: UnboundedReceiver<Engin
         End::PutBack => put_back(&inner, &live, &id).await,
         end => finish(&inner, &live, &id, end).await,
     }
-    metrics::gauge!("easel_jobs", "status" => was.name()).decrement(1);
+    meters::leaves(was);
     if live.read(|job| job.status.ended()) {
         inner.live.ended(&id, Instant::now());
     } else {
@@ -154,8 +154,8 @@ fn all_there(live: &Live, metrics: WorkMetrics) -> End {
 async fn started(inner: &Inner, live: &Live) {
     let now = inner.now();
     live.started(now);
-    metrics::gauge!("easel_jobs", "status" => Status::Queued.name()).decrement(1);
-    metrics::gauge!("easel_jobs", "status" => Status::Running.name()).increment(1);
+    meters::leaves(Status::Queued);
+    meters::enters(Status::Running);
     let id = live.read(|job| job.id.clone());
     // The end is stored with the start, so this is for whoever lists the store meanwhile.
     if let Err(error) = inner.store.start(&id, now).await {
@@ -235,11 +235,10 @@ async fn finish(inner: &Inner, live: &Live, id: &str, end: End) {
     if !first {
         return ended_elsewhere(inner, live, id).await;
     }
-    let latency = ending.finished_at.duration_since(live.read(|job| job.created_at)).as_secs_f64().max(0.0);
-    metrics::counter!("easel_jobs_total", "status" => ending.status.name()).increment(1);
-    metrics::histogram!("easel_job_latency_seconds", "status" => ending.status.name()).record(latency);
+    let latency = between(live.read(|job| job.created_at), ending.finished_at);
+    meters::ended(ending.status, latency);
     let error = ending.error.as_ref().map(|error| error.message.as_str());
-    tracing::info!(job = id, status = ending.status.name(), latency_s = latency, error, "job ended");
+    tracing::info!(job = id, status = ending.status.name(), latency_s = latency.as_secs_f64(), error, "job ended");
     if ending.status != Status::Succeeded
         && let Err(error) = inner.artifacts.remove(id).await
     {
@@ -258,7 +257,7 @@ fn ending(live: &Live, end: End, finished_at: Timestamp) -> Ending {
             if metrics.truncated {
                 warnings.push("the end of `prompt` does not fit into the model's text encoder and was left out".into());
             }
-            let latency = Duration::try_from(finished_at.duration_since(job.created_at)).unwrap_or_default();
+            let latency = between(job.created_at, finished_at);
             (Status::Succeeded, outputs, Some(job_metrics(metrics, latency)), None)
         }
         End::Failed(error) => (Status::Failed, Vec::new(), None, Some(error)),
@@ -313,6 +312,11 @@ fn job_error(error: WorkError) -> JobError {
 
 fn internal(message: String) -> JobError {
     JobError { code: "internal".into(), message, param: None }
+}
+
+/// The time from one to the other; none if the clock was set back meanwhile.
+fn between(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or_default()
 }
 
 /// Pauses that double up to a cap.

@@ -249,7 +249,6 @@ impl Block<'_> {
         row: usize,
         start: Start,
     ) {
-        let width = V * S::F32_LANES;
         let column = panel.first * S::F32_LANES;
         let columns = self.right.columns - column;
         // SAFETY: the pointers stay in the panel, the rows' values, the bias and the result, as promised; a broken
@@ -274,19 +273,39 @@ impl Block<'_> {
                     }
                 }
             }
-            let depth = pass.taps.start * self.rows.channels + pass.channel;
+            let sums = self.add_products::<S, R, V>(simd, pass, column, row, sums);
+            for (r, sums) in sums.iter().enumerate() {
+                for (v, sum) in sums.iter().enumerate() {
+                    store(simd, to(r, v), columns - v * S::F32_LANES, *sum);
+                }
+            }
+        }
+    }
+
+    /// The inner loop: adds the products of a pass to `sums`, taken and given by value so that they stay in registers.
+    ///
+    /// # Safety
+    /// As [`Block::compute`]; the rows `row..row + R` must exist, and a panel of V vectors begin at `column`.
+    #[inline(always)]
+    unsafe fn add_products<S: Simd, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        pass: &Pass,
+        column: usize,
+        row: usize,
+        mut sums: [[S::f32s; V]; R],
+    ) -> [[S::f32s; V]; R] {
+        let width = V * S::F32_LANES;
+        let depth = pass.taps.start * self.rows.channels + pass.channel;
+        // SAFETY: the pointers stay in the panel and in the rows' values, as promised.
+        unsafe {
             let mut right = self.right.lines.as_ptr().cast::<f32>().add(self.right.depth * column + depth * width);
             for tap in pass.taps.clone() {
                 let table = self.rows.table.as_ptr().add(tap * self.rows.pitch + row);
-                let mut rows = [std::ptr::null::<f32>(); R];
-                for (r, pointer) in rows.iter_mut().enumerate() {
-                    *pointer = (*table.add(r)).add(pass.channel);
-                }
+                let rows: [*const f32; R] = std::array::from_fn(|r| (*table.add(r)).add(pass.channel));
                 for channel in 0..pass.channels {
-                    let mut vectors = [simd.splat_f32s(0.0); V];
-                    for (v, vector) in vectors.iter_mut().enumerate() {
-                        *vector = right.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
-                    }
+                    let vectors: [S::f32s; V] =
+                        std::array::from_fn(|v| right.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned());
                     right = right.add(width);
                     for r in 0..R {
                         let value = simd.splat_f32s(*rows[r].add(channel));
@@ -296,11 +315,7 @@ impl Block<'_> {
                     }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                for (v, sum) in sums.iter().enumerate() {
-                    store(simd, to(r, v), columns - v * S::F32_LANES, *sum);
-                }
-            }
         }
+        sums
     }
 }

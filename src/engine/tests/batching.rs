@@ -87,8 +87,9 @@ fn two_models_share_the_device_by_time() {
     let before = slow.calls().len();
     let mut fast_job = of_fast.submit(&engine);
     fast_job.check(&of_fast);
-    // The fast one's 60 steps take 60 to 100 ms of the device, which are 3 to 5 steps of the slow one, which takes no more
-    // than that meanwhile; were turns counted by calls, it would take 60. Twice as many leave room for a busy machine.
+    // The fast one's 60 steps take 60 to 100 ms of the device, which are 3 to 5 steps of the slow one, which takes no
+    // more than that meanwhile; were turns counted by calls, it would take 60. Twice as many leave room for a busy
+    // machine.
     let meanwhile = slow.calls().len() - before;
     assert!((1..=12).contains(&meanwhile), "{meanwhile} slow calls beside 60 fast ones");
     slow_job.check(&of_slow);

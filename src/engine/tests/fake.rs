@@ -1,7 +1,8 @@
 //! A small honest model: real tensors, a real batch, and a closed form to compare with.
 //!
-//! Each call moves every row half of the way to a target that its prompt (and guidance) gives, so after n steps
-//! the latents are `target + (start - target) / 2^n`, with the start given by the seed. Pictures are the bits of the latents.
+//! Each call moves every row half of the way to a target that its prompt (and guidance) gives, so after n steps the
+//! latents are `target + (start - target) / 2^n`, with the start given by the seed. Pictures are the bits of the
+//! latents.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -263,3 +263,28 @@ async fn a_prompt_that_did_not_fit_is_warned_of() {
     send(&work, EngineEvent::Finished(WorkMetrics { truncated: true, ..WorkMetrics::default() }));
     assert!(house.wait(&id).await.warnings[0].contains("`prompt`"));
 }
+
+#[tokio::test]
+async fn jobs_are_counted_by_what_becomes_of_them() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let numbers = recorder.handle();
+    // Of this thread, on which all tasks of the test run.
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let (_folder, house, mut works) = House::by_hand().await;
+    let has = |line: &str| assert!(numbers.render().lines().any(|l| l == line), "{line}\n{}", numbers.render());
+    has("easel_jobs_total{status=\"failed\"} 0");
+    let done = house.submit(request(1, 1)).await.id;
+    house.submit(request(2, 1)).await;
+    let called_off = house.submit(request(3, 1)).await.id;
+    has("easel_jobs{status=\"queued\"} 3");
+    render(&works.recv().await.unwrap());
+    house.wait(&done).await;
+    house.jobs.cancel(&Caller::local(), &called_off).await.unwrap();
+    let running = works.recv().await.unwrap();
+    send(&running, EngineEvent::Started);
+    until(async || numbers.render().contains("easel_jobs{status=\"running\"} 1")).await;
+    has("easel_jobs{status=\"queued\"} 0");
+    has("easel_jobs_total{status=\"succeeded\"} 1");
+    has("easel_jobs_total{status=\"canceled\"} 1");
+    assert!(numbers.render().contains("easel_job_latency_seconds_count{status=\"succeeded\"} 1"));
+}

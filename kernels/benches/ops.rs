@@ -1,0 +1,185 @@
+//! Each operation's CPU form against its plain form, at the shapes of models.
+//!
+//! `cargo bench -p easel-kernels --bench ops [FILTER]`; each pair ends in a line with the ratio, and the speed of the fast form.
+#![expect(clippy::expect_used, reason = "a bench that cannot run has nothing else to do than to stop")]
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use candle_core::{DType, Device, Result, Tensor};
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
+use easel_kernels::{
+    Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Padding, attention, geglu, silu, upsample_nearest,
+    with_plain_forms,
+};
+
+type Operation = Box<dyn Fn() -> Result<Tensor>>;
+
+fn noise(shape: &[usize]) -> Result<Tensor> {
+    Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(DType::F32)
+}
+
+/// Seconds of a call, by the wall's clock and of all processors together.
+#[derive(Clone, Copy)]
+struct Cost {
+    wall: f64,
+    processors: f64,
+}
+
+/// The processor seconds that this process has used; where the system does not tell, the wall's since `start`.
+///
+/// On a machine with other work this is what can be compared.
+fn processor_seconds(start: Instant) -> f64 {
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| -> Option<f64> {
+        let line = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1e-9)
+    };
+    match std::fs::read_dir("/proc/self/task") {
+        Ok(tasks) => tasks.filter_map(of_task).sum(),
+        Err(_) => start.elapsed().as_secs_f64(),
+    }
+}
+
+/// Measures one form.
+fn measure(group: &mut BenchmarkGroup<WallTime>, name: &str, operation: &Operation) -> Cost {
+    // The processor's seconds are counted at ticks, so only their sum over all calls means something.
+    let (best, used, calls) = (Cell::new(f64::INFINITY), Cell::new(0.0), Cell::new(0));
+    group.bench_function(name, |bencher| {
+        bencher.iter_custom(|iterations| {
+            let start = Instant::now();
+            let before = processor_seconds(start);
+            for _ in 0..iterations {
+                std::hint::black_box(operation()).expect("the operation computes");
+            }
+            let elapsed = start.elapsed();
+            used.set(used.get() + processor_seconds(start) - before);
+            calls.set(calls.get() + iterations);
+            best.set(best.get().min(elapsed.as_secs_f64() / iterations as f64));
+            elapsed
+        });
+    });
+    Cost { wall: best.get(), processors: used.get() / calls.get() as f64 }
+}
+
+/// Measures both forms of what `make` makes; `work` is in multiplications.
+fn compare(criterion: &mut Criterion, name: &str, work: usize, make: impl Fn() -> Result<Operation>) {
+    let mut group = criterion.benchmark_group(name);
+    group.sample_size(10).warm_up_time(Duration::from_millis(50)).measurement_time(Duration::from_millis(200));
+    let operation = make().expect("the operation can be made");
+    let fast = measure(&mut group, "fast", &operation);
+    let plain = with_plain_forms(|| {
+        let operation = make().expect("the operation can be made");
+        measure(&mut group, "plain", &operation)
+    });
+    group.finish();
+    if fast.wall.is_finite() && plain.wall.is_finite() {
+        let (wall, processors) = (plain.wall / fast.wall, plain.processors / fast.processors);
+        let (micros, speed) = (fast.wall * 1e6, 2e-9 * work as f64 / fast.processors);
+        println!(
+            "RATIO {name}: {wall:.2}x faster, {processors:.2}x by processor time; {micros:.1} us, {speed:.0} GFLOP/s a core"
+        );
+    }
+}
+
+fn conv(criterion: &mut Criterion, x: [usize; 4], out: usize, size: usize, stride: usize) {
+    let [b, h, w, channels] = x;
+    let work = b * h * w * channels * out * size * size / (stride * stride);
+    compare(criterion, &format!("conv{size}x{size}/{stride} {x:?} to {out}"), work, || {
+        let config = Conv2dConfig { stride, padding: Padding::same(size / 2) };
+        let conv = Conv2d::new(noise(&[out, channels, size, size])?, Some(noise(&[out])?), config)?;
+        let x = noise(&x)?;
+        Ok(Box::new(move || conv.forward(&x)))
+    });
+}
+
+fn linear(criterion: &mut Criterion, x: [usize; 3], out: usize) {
+    compare(criterion, &format!("linear {x:?} to {out}"), x.iter().product::<usize>() * out, || {
+        let linear = Linear::new(noise(&[out, x[2]])?, Some(noise(&[out])?))?;
+        let x = noise(&x)?;
+        Ok(Box::new(move || linear.forward(&x)))
+    });
+}
+
+fn attend(criterion: &mut Criterion, [b, n, m]: [usize; 3], heads: usize, d: usize) {
+    let work = 2 * b * n * m * heads * d;
+    compare(criterion, &format!("attention ({b}, {n}, {m}) {heads} of {d}"), work, || {
+        let (q, kv) = (noise(&[b, n, heads * d])?, noise(&[b, m, heads * d])?);
+        Ok(Box::new(move || attention(&q, &kv, &kv, heads, None)))
+    });
+}
+
+fn norm(criterion: &mut Criterion, x: [usize; 4]) {
+    compare(criterion, &format!("group_norm_silu {x:?}"), x.iter().product(), || {
+        let norm = GroupNorm::new(noise(&[x[3]])?, noise(&[x[3]])?, 32, 1e-5)?;
+        let x = noise(&x)?;
+        Ok(Box::new(move || norm.forward_silu(&x)))
+    });
+}
+
+fn elementwise(criterion: &mut Criterion, [b, n, c]: [usize; 3]) {
+    let work = b * n * c;
+    compare(criterion, &format!("layer_norm ({b}, {n}, {c})"), work, || {
+        let norm = LayerNorm::new(Some(noise(&[c])?), Some(noise(&[c])?), 1e-5)?;
+        let x = noise(&[b, n, c])?;
+        Ok(Box::new(move || norm.forward(&x)))
+    });
+    compare(criterion, &format!("silu ({b}, {n}, {c})"), work, || {
+        let x = noise(&[b, n, c])?;
+        Ok(Box::new(move || silu(&x)))
+    });
+    compare(criterion, &format!("geglu ({b}, {n}, {})", 8 * c), 4 * work, || {
+        let x = noise(&[b, n, 8 * c])?;
+        Ok(Box::new(move || geglu(&x)))
+    });
+}
+
+/// The built-in model: latents of 16 by 16, 64 to 128 channels, heads of 32; its autoencoder at 128 by 128.
+fn tiny(criterion: &mut Criterion) {
+    for rows in [2, 16] {
+        conv(criterion, [rows, 16, 16, 4], 64, 3, 1);
+        conv(criterion, [rows, 16, 16, 64], 64, 3, 1);
+        conv(criterion, [rows, 8, 8, 96], 128, 3, 1);
+        linear(criterion, [rows, 256, 64], 64);
+        linear(criterion, [rows, 64, 128], 1024);
+        linear(criterion, [rows, 1, 256], 256);
+        attend(criterion, [rows, 256, 256], 2, 32);
+        attend(criterion, [rows, 64, 77], 4, 32);
+        norm(criterion, [rows, 16, 16, 64]);
+        elementwise(criterion, [rows, 256, 64]);
+    }
+    conv(criterion, [1, 128, 128, 32], 32, 3, 1);
+    conv(criterion, [1, 64, 64, 96], 96, 3, 1);
+    conv(criterion, [1, 128, 128, 32], 3, 3, 1);
+    norm(criterion, [1, 128, 128, 32]);
+    compare(criterion, "upsample_nearest [1, 64, 64, 64]", 128 * 128 * 64, || {
+        let x = noise(&[1, 64, 64, 64])?;
+        Ok(Box::new(move || upsample_nearest(&x, 128, 128)))
+    });
+}
+
+/// Stable Diffusion 1.5 at 512 by 512 with guidance, so two rows.
+fn sd15(criterion: &mut Criterion) {
+    conv(criterion, [2, 64, 64, 4], 320, 3, 1);
+    conv(criterion, [2, 64, 64, 320], 320, 3, 1);
+    conv(criterion, [2, 32, 32, 640], 640, 3, 1);
+    conv(criterion, [2, 16, 16, 1280], 1280, 3, 1);
+    conv(criterion, [2, 8, 8, 1280], 1280, 3, 1);
+    conv(criterion, [2, 64, 64, 320], 320, 3, 2);
+    conv(criterion, [2, 64, 64, 320], 4, 3, 1);
+    conv(criterion, [2, 64, 64, 640], 320, 1, 1);
+    conv(criterion, [1, 256, 256, 128], 128, 3, 1);
+    linear(criterion, [2, 4096, 320], 2560);
+    linear(criterion, [2, 1024, 640], 640);
+    linear(criterion, [2, 1, 1280], 1280);
+    attend(criterion, [2, 4096, 4096], 8, 40);
+    attend(criterion, [2, 4096, 77], 8, 40);
+    attend(criterion, [2, 256, 256], 8, 160);
+    norm(criterion, [2, 64, 64, 320]);
+    norm(criterion, [2, 8, 8, 1280]);
+    elementwise(criterion, [2, 4096, 320]);
+}
+
+criterion_group!(benches, tiny, sd15);
+criterion_main!(benches);
