@@ -13,4 +13,5 @@ pub mod engine;
 pub mod jobs;
 pub mod policy;
 pub mod request;
+pub mod study;
 pub mod telemetry;

@@ -1,5 +1,7 @@
 //! Tracing and metrics.
 
+use std::io::IsTerminal;
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
@@ -15,8 +17,18 @@ const ROWS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.
 /// Sends log lines to standard error, at the level that `EASEL_LOG` names (as in `EASEL_LOG=easel=debug`), else `info`.
 /// A second call does nothing.
 pub fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("EASEL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    start(format, "info");
+}
+
+/// The same for commands that show their progress themselves: warnings and errors only, unless `EASEL_LOG` says more.
+pub fn log_quietly(format: LogFormat) {
+    start(format, "warn");
+}
+
+fn start(format: LogFormat, level: &str) {
+    let filter = EnvFilter::try_from_env("EASEL_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let colours = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     // Only a second call fails, and the first one's settings stand.
     let _ = match format {
         LogFormat::Human => builder.with_target(false).try_init(),

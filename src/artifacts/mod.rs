@@ -77,6 +77,25 @@ impl Picture {
     }
 }
 
+/// Brings a rendered picture to its delivered size and encodes it as asked, with its parameters inside where
+/// `embed_metadata` says so. `image` is the picture's place in the request, from 0.
+///
+/// # Errors
+/// When the format cannot hold the picture.
+pub fn finish(
+    request: &ResolvedRequest,
+    image: usize,
+    picture: &RgbImage,
+    embed_metadata: bool,
+) -> Result<Picture, ArtifactError> {
+    let delivered = Size { width: request.width, height: request.height };
+    let fitted = fit::cover(picture, delivered, fit::filter(picture, delivered))?;
+    let metadata = embed_metadata.then(|| metadata::Metadata::of(request, image)).transpose()?;
+    let format = request.output_format;
+    let bytes = encode::encode(&fitted, format, request.output_compression, metadata.as_ref())?;
+    Ok(Picture { bytes, format })
+}
+
 /// The picture files of all jobs. Clones share one store.
 #[derive(Clone)]
 pub struct Artifacts {
@@ -130,15 +149,7 @@ impl Artifacts {
     ) -> Result<Picture, ArtifactError> {
         let embed = self.inner.embed_metadata;
         let request = request.clone();
-        self.work(move || {
-            let delivered = Size { width: request.width, height: request.height };
-            let fitted = fit::cover(&picture, delivered, fit::filter(&picture, delivered))?;
-            let metadata = embed.then(|| metadata::Metadata::of(&request, image)).transpose()?;
-            let format = request.output_format;
-            let bytes = encode::encode(&fitted, format, request.output_compression, metadata.as_ref())?;
-            Ok(Picture { bytes, format })
-        })
-        .await
+        self.work(move || finish(&request, image, &picture, embed)).await
     }
 
     /// A preview's PNG: of the delivered size, or as much smaller as its longest side has 512 pixels.

@@ -224,6 +224,8 @@ async function watch(job) {
   frames(job.request.n, job.request.width, job.request.height);
   busy(true);
   progress(job.progress || 0, job.status);
+  // On a phone the picture is below the form.
+  $("progress").scrollIntoView({ block: "nearest", behavior: "smooth" });
   try {
     for await (const event of events(`/v1/jobs/${job.id}/events`, control.signal)) {
       if (["succeeded", "failed", "canceled"].includes(event.name)) break;

@@ -1,0 +1,185 @@
+//! What the commands share: the flags that name configuration, opening models, and failing politely.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use clap::Args;
+use easel_models::Pipeline;
+use easel_models::families::{self, Placement};
+use easel_models::weights::Repository;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+
+use crate::config::{Config, ConfigError, ModelsConfig};
+
+/// The name that the model inside the binary is served under.
+pub(super) const BUILT_IN: &str = easel_models::weights::BUILTIN_MODEL;
+
+/// Why a command could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("model {name}: {source}")]
+    Model { name: String, source: easel_models::Error },
+    #[error("{0}")]
+    Usage(String),
+    #[error("{doing}: {source}")]
+    Io { doing: String, source: std::io::Error },
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl CliError {
+    pub(super) fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { doing: doing.into(), source }
+    }
+
+    pub(super) fn other(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Other(Box::new(error))
+    }
+}
+
+/// Says on standard error why a command failed.
+#[allow(clippy::print_stderr, reason = "this is the command line's own voice")]
+pub(super) fn complain(error: &CliError) {
+    eprintln!("easel: {error}");
+}
+
+/// Flags that every command with models takes. Each stands for a key of the configuration.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct ModelFlags {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE", env = "EASEL_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// The device to compute on: auto, cpu, cuda:N or metal.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// The type to compute in: auto, f32, bf16 or f16.
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<String>,
+}
+
+impl ModelFlags {
+    /// The flags that were given, in the configuration's shape, merged into `section`s given by the command.
+    pub(super) fn load(&self, mut sections: Map<String, Value>) -> Result<Config, CliError> {
+        let models = sections.entry("models").or_insert_with(|| json!({}));
+        if let Some(models) = models.as_object_mut() {
+            for (key, value) in [("device", &self.device), ("dtype", &self.dtype)] {
+                if let Some(value) = value {
+                    models.insert(key.into(), json!(value));
+                }
+            }
+        }
+        sections.retain(|_, section| section.as_object().is_none_or(|keys| !keys.is_empty()));
+        Ok(Config::load(self.config.as_deref(), Value::Object(sections))?)
+    }
+}
+
+/// Reads `NAME=SOURCE`; a bare source is named after its last path component.
+pub(super) fn named_source(text: &str) -> Result<(String, String), String> {
+    let (name, source) = match text.split_once('=') {
+        Some((name, source)) => (name.to_owned(), source.to_owned()),
+        None => {
+            let trimmed = text.trim_end_matches('/');
+            (trimmed.rsplit('/').next().unwrap_or(trimmed).to_owned(), text.to_owned())
+        }
+    };
+    if name.is_empty() || source.is_empty() {
+        return Err("expected NAME=SOURCE, where SOURCE is a folder in the diffusers layout".into());
+    }
+    Ok((name, source))
+}
+
+/// A model's source, opened but not loaded.
+pub(super) fn repository(name: &str, source: Option<&str>) -> Result<Repository, CliError> {
+    match source {
+        None => Ok(Repository::builtin()),
+        Some(folder) => Repository::folder(folder).map_err(|source| CliError::Model { name: name.into(), source }),
+    }
+}
+
+/// Where models are placed.
+pub(super) fn placement(config: &ModelsConfig) -> Result<Placement, CliError> {
+    let device = device(&config.device)?;
+    let dtype = match config.dtype.as_str() {
+        // Half precision halves a GPU's work; a CPU computes in f32, which is also what parity is measured in.
+        "auto" if device.is_cpu() => DType::F32,
+        "auto" | "f16" => DType::F16,
+        "f32" => DType::F32,
+        "bf16" => DType::BF16,
+        other => {
+            return Err(CliError::Usage(format!("models.dtype is {other:?}; it can be auto, f32, bf16 or f16")));
+        }
+    };
+    Ok(Placement { device, dtype })
+}
+
+fn device(name: &str) -> Result<Device, CliError> {
+    let failed = |error| CliError::Usage(format!("models.device is {name:?}, which cannot be used: {error}"));
+    if let Some(ordinal) = name.strip_prefix("cuda") {
+        let ordinal = ordinal.strip_prefix(':').unwrap_or("0").parse();
+        let ordinal = ordinal.map_err(|_| CliError::Usage(format!("models.device is {name:?}; expected cuda:N")))?;
+        return Device::new_cuda(ordinal).map_err(failed);
+    }
+    match name {
+        "auto" => Ok(Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
+        "cpu" => Ok(Device::Cpu),
+        "metal" => Device::new_metal(0).map_err(failed),
+        other => Err(CliError::Usage(format!("models.device is {other:?}; it can be auto, cpu, cuda:N or metal"))),
+    }
+}
+
+/// Models by the names that they are served under.
+pub(super) type Loaded = Vec<(String, Arc<dyn Pipeline>)>;
+
+/// Loads every configured model and, last, the one inside the binary.
+pub(super) fn load_models(config: &ModelsConfig) -> Result<Loaded, CliError> {
+    let built_in = (!config.sources.contains_key(BUILT_IN)).then_some((BUILT_IN, None));
+    let configured = config.sources.iter().map(|(name, source)| (name.as_str(), Some(source.as_str())));
+    configured.chain(built_in).map(|(name, source)| Ok((name.to_owned(), load_model(config, name, source)?))).collect()
+}
+
+/// Loads one model; without a source, the one inside the binary.
+pub(super) fn load_model(
+    config: &ModelsConfig,
+    name: &str,
+    source: Option<&str>,
+) -> Result<Arc<dyn Pipeline>, CliError> {
+    open(name, &repository(name, source)?, &placement(config)?)
+}
+
+/// The name of the asked model, else of the default one, and its source unless it is the one inside the binary.
+pub(super) fn source_of(config: &Config, asked: Option<&str>) -> (String, Option<String>) {
+    match asked.or(config.models.default.as_deref()) {
+        None | Some(BUILT_IN) => (BUILT_IN.to_owned(), None),
+        Some(name) => {
+            let source = config.models.sources.get(name).map_or(name, String::as_str);
+            (name.to_owned(), Some(source.to_owned()))
+        }
+    }
+}
+
+fn open(name: &str, repository: &Repository, placement: &Placement) -> Result<Arc<dyn Pipeline>, CliError> {
+    let start = std::time::Instant::now();
+    let pipeline =
+        families::open(repository, placement, name).map_err(|source| CliError::Model { name: name.into(), source })?;
+    let card = pipeline.card();
+    tracing::info!(
+        model = name,
+        family = card.family,
+        parameters = card.parameters,
+        dtype = card.dtype,
+        ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "loaded"
+    );
+    Ok(pipeline)
+}
+
+/// A bar that counts `unit`s.
+pub(super) fn progress_bar(unit: &str) -> ProgressBar {
+    // The template is ours; were it wrong, the plain bar would do.
+    let style = ProgressStyle::with_template(&format!("{{bar:32}} {unit} {{pos}} of {{len}}, {{eta}} to go"));
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
