@@ -30,6 +30,7 @@ mod upsample;
 pub use activations::{geglu, gelu, gelu_tanh, quick_gelu, silu};
 pub use attention::{attention, causal_mask};
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
+pub use cpu::on_pool;
 pub use dispatch::{plain_forms, with_plain_forms};
 pub use group_norm::GroupNorm;
 pub use layer_norm::{LayerNorm, RmsNorm};
@@ -40,3 +41,5 @@ pub use upsample::upsample_nearest;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod truths;

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::*;
 
 /// Pseudo-random values in about -2..2 (an affine congruence, after Knuth): the same on every machine.
-fn noise(seed: u64, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+pub(crate) fn noise(seed: u64, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
     let shape = shape.into();
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
     let values: Vec<f32> = (0..shape.elem_count())
@@ -22,7 +22,7 @@ fn bits(x: &Tensor) -> Result<Vec<u32>> {
 }
 
 /// The L2 distance of two tensors over the norm of the second.
-fn distance(x: &Tensor, reference: &Tensor) -> Result<f64> {
+pub(crate) fn distance(x: &Tensor, reference: &Tensor) -> Result<f64> {
     assert_eq!(x.dims(), reference.dims());
     let (x, reference) = (x.to_dtype(DType::F64)?, reference.to_dtype(DType::F64)?);
     let norm = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f64>();

@@ -12,7 +12,7 @@ use pulp::{Simd, WithSimd};
 use super::{
     buffer::{Target, filled, room},
     math::{self, EXP_LOW},
-    pool::tasks,
+    pool::{collect, tasks},
     product::{Block, Packed, Rows, Start},
     simd::{dispatch, load, store},
     tensor, with_values,
@@ -22,6 +22,9 @@ use super::{
 const QUERIES: usize = 32;
 /// The keys of a block: whole panels of every vector size.
 const KEYS: usize = 384;
+
+/// What packing a key and value costs in the pool's measure.
+const PACKING: usize = 32;
 
 /// A block of keys (d, keys) and of values (keys, d).
 struct KeyBlock {
@@ -51,17 +54,8 @@ fn masked(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<&Mask>)
     with_values(q, |queries| {
         with_values(k, |keys| {
             with_values(v, |values| {
-                let blocks: Vec<Vec<KeyBlock>> = {
-                    use rayon::prelude::*;
-                    let pack =
-                        |head: usize| pack_head(keys, values, (head / heads * m, m), (head % heads * d, d), width);
-                    // As in `tasks`: small work stays here.
-                    if b * m * width < 1 << 16 {
-                        (0..b * heads).map(pack).collect()
-                    } else {
-                        (0..b * heads).into_par_iter().map(pack).collect()
-                    }
-                };
+                let pack = |head: usize| pack_head(keys, values, (head / heads * m, m), (head % heads * d, d), width);
+                let blocks: Vec<Vec<KeyBlock>> = collect(b * heads, b * m * width * PACKING, pack);
                 let mut result = room(b * n * width);
                 let target = Target::new(&mut result);
                 let per_head = n.div_ceil(QUERIES);
@@ -192,7 +186,7 @@ impl WithSimd for Softmax<'_> {
         // SAFETY: whole vectors up to `whole`, then single values, all within the scores.
         unsafe {
             for index in (0..whole).step_by(S::F32_LANES) {
-                highest = simd.max_f32s(load(simd, values.add(index), len - index), highest);
+                highest = simd.max_f32s(load(simd, values.add(index), S::F32_LANES), highest);
             }
         }
         let mut high = self.high.max(simd.reduce_max_f32s(highest));
@@ -202,19 +196,25 @@ impl WithSimd for Softmax<'_> {
         // Where every key so far is forbidden, e^-∞ is 0 about any other number; about -∞ it would be NaN.
         let about = if high == f32::NEG_INFINITY { 0.0 } else { high };
         let (zero, about_lanes) = (simd.splat_f32s(0.0), simd.splat_f32s(about));
+        let weigh = |x| {
+            let x = simd.sub_f32s(x, about_lanes);
+            // A forbidden key counts nothing at all, which `exp` alone would not give.
+            let low = simd.less_than_f32s(x, simd.splat_f32s(EXP_LOW));
+            simd.select_f32s(low, zero, math::exp(simd, x))
+        };
         let mut total = zero;
-        for index in (0..len).step_by(S::F32_LANES) {
-            let left = len - index;
-            // SAFETY: at most `left` values are read and written there.
-            unsafe {
-                let x = simd.sub_f32s(load(simd, values.add(index), left), about_lanes);
-                // A forbidden key counts nothing at all, which `exp` alone would not give.
-                let low = simd.less_than_f32s(x, simd.splat_f32s(EXP_LOW));
-                let mut weight = simd.select_f32s(low, zero, math::exp(simd, x));
-                if left < S::F32_LANES {
-                    weight = simd.select_f32s(simd.mask_between_m32s(0, left as u32).mask(), weight, zero);
-                }
-                store(simd, values.add(index), left, weight);
+        // SAFETY: as above; the rest is less than a vector.
+        unsafe {
+            for index in (0..whole).step_by(S::F32_LANES) {
+                let weight = weigh(load(simd, values.add(index), S::F32_LANES));
+                store(simd, values.add(index), S::F32_LANES, weight);
+                total = simd.add_f32s(total, weight);
+            }
+            if whole < len {
+                let left = len - whole;
+                let weight = weigh(load(simd, values.add(whole), left));
+                let weight = simd.select_f32s(simd.mask_between_m32s(0, left as u32).mask(), weight, zero);
+                store(simd, values.add(whole), left, weight);
                 total = simd.add_f32s(total, weight);
             }
         }

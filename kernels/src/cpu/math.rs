@@ -11,8 +11,8 @@ const EXP_HIGH: f32 = 88.37;
 /// `c[0] + c[1] x + c[2] x² + …`, by Horner's rule.
 #[inline(always)]
 fn polynomial<S: Simd, const N: usize>(simd: S, x: S::f32s, coefficients: [f32; N]) -> S::f32s {
-    let mut sum = simd.splat_f32s(0.0);
-    for coefficient in coefficients.into_iter().rev() {
+    let mut sum = simd.splat_f32s(coefficients[N - 1]);
+    for coefficient in coefficients.into_iter().rev().skip(1) {
         sum = simd.mul_add_e_f32s(sum, x, simd.splat_f32s(coefficient));
     }
     sum

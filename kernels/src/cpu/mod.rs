@@ -31,6 +31,7 @@ pub(crate) use conv2d::Conv2d;
 pub(crate) use elementwise::{geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
 pub(crate) use linear::Linear;
 pub(crate) use norm::{GroupNorm, layer_norm, rms_norm};
+pub use pool::on_pool;
 
 use crate::plain_forms;
 

@@ -54,32 +54,31 @@ impl GroupNorm {
             });
             // SAFETY: the tasks cover the sums.
             let sums = unsafe { filled(sums) };
-            let scales: Vec<(Vec<f32>, Vec<f32>)> = (0..rows)
+            let channel_maps: Vec<ChannelMap> = (0..rows)
                 .map(|row| {
                     let sums = &sums[row * chunks * 2 * channels..][..chunks * 2 * channels];
-                    self.scales(sums, &values[row * row_len..][..channels.min(row_len)], row_len)
+                    self.channel_map(sums, &values[row * row_len..][..channels.min(row_len)], row_len)
                 })
                 .collect();
 
             let mut result = room(values.len());
             let target = Target::new(&mut result);
             tasks(rows * chunks, work, |task| {
-                let (means, scales) = &scales[task / chunks];
                 let part = part(task);
                 // SAFETY: the parts lie within the result and do not overlap.
                 let to = unsafe { target.at(part.start) };
-                dispatch(Scale { values: &values[part], means, scales, bias: &self.bias, silu, to });
+                dispatch(Scale { values: &values[part], map: &channel_maps[task / chunks], silu, to });
             });
             // SAFETY: the parts cover the result.
             tensor(unsafe { filled(result) }, x.shape(), x)
         })
     }
 
-    /// For each channel its group's mean, and the factor on what differs from it.
+    /// What to do with each channel of a row, from the sums of its chunks.
     ///
     /// The sums are about a shift of each channel, its first value, so that a mean far from zero cancels no digits;
     /// channels are put together by their means and squares (Chan, Golub and LeVeque, 1983).
-    fn scales(&self, sums: &[f32], shift: &[f32], row_len: usize) -> (Vec<f32>, Vec<f32>) {
+    fn channel_map(&self, sums: &[f32], shift: &[f32], row_len: usize) -> ChannelMap {
         let channels = self.weight.len();
         let (size, count) = (channels / self.groups, (row_len / channels) as f64);
         let mut total = vec![0f64; 2 * channels];
@@ -89,7 +88,7 @@ impl GroupNorm {
             }
         }
         let (sum, square) = total.split_at(channels);
-        let (mut means, mut scales) = (Vec::with_capacity(channels), Vec::with_capacity(channels));
+        let mut map = ChannelMap::default();
         for group in 0..self.groups {
             let members = group * size..(group + 1) * size;
             let mean_of = |channel: usize| f64::from(shift[channel]) + sum[channel] / count;
@@ -100,12 +99,23 @@ impl GroupNorm {
                 .sum();
             let factor = 1.0 / (squares.max(0.0) / (count * size as f64) + self.eps).sqrt();
             for channel in members {
-                means.push(mean as f32);
-                scales.push((factor * f64::from(self.weight[channel])) as f32);
+                let scale = factor * f64::from(self.weight[channel]);
+                let rounded = mean as f32;
+                map.means.push(rounded);
+                map.scales.push(scale as f32);
+                map.biases.push((f64::from(self.bias[channel]) - (mean - f64::from(rounded)) * scale) as f32);
             }
         }
-        (means, scales)
+        map
     }
+}
+
+/// (x - mean) · scale + bias for each channel of a row. What the mean loses in f32 is put into the bias.
+#[derive(Default)]
+struct ChannelMap {
+    means: Vec<f32>,
+    scales: Vec<f32>,
+    biases: Vec<f32>,
 }
 
 /// Sums of (n, c) values about `shift` (c): to (2, c), the differences and their squares.
@@ -170,12 +180,10 @@ impl Sums<'_> {
     }
 }
 
-/// (x - mean) · scale + bias for (n, c) values, then SiLU if asked for.
+/// Maps (n, c) values, then applies SiLU if asked for.
 struct Scale<'a> {
     values: &'a [f32],
-    means: &'a [f32],
-    scales: &'a [f32],
-    bias: &'a [f32],
+    map: &'a ChannelMap,
     silu: bool,
     to: *mut f32,
 }
@@ -185,15 +193,15 @@ impl WithSimd for Scale<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let channels = self.bias.len();
+        let channels = self.map.means.len();
         for (index, line) in self.values.chunks_exact(channels).enumerate() {
             for channel in (0..channels).step_by(S::F32_LANES) {
                 let left = channels - channel;
                 // SAFETY: no more is read or written than the line has left.
                 unsafe {
                     let of = |values: &[f32]| load(simd, values.as_ptr().add(channel), left);
-                    let x = simd.sub_f32s(of(line), of(self.means));
-                    let y = simd.mul_add_e_f32s(x, of(self.scales), of(self.bias));
+                    let x = simd.sub_f32s(of(line), of(&self.map.means));
+                    let y = simd.mul_add_e_f32s(x, of(&self.map.scales), of(&self.map.biases));
                     let y = if self.silu { math::silu(simd, y) } else { y };
                     store(simd, self.to.add(index * channels + channel), left, y);
                 }

@@ -14,9 +14,30 @@ pub(super) fn threads() -> usize {
 
 /// Runs `task` for each index below `count`, on several threads if `work`, all of it together, is worth that.
 pub(super) fn tasks(count: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
-    if count <= 1 || work < WORTH_SHARING || threads() == 1 {
-        (0..count).for_each(task);
-    } else {
+    if worth_sharing(count, work) {
         (0..count).into_par_iter().for_each(task);
+    } else {
+        (0..count).for_each(task);
     }
+}
+
+/// The results of `task` for each index below `count`, on several threads if `work` is worth that.
+pub(super) fn collect<T: Send>(count: usize, work: usize, task: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+    if worth_sharing(count, work) {
+        (0..count).into_par_iter().map(task).collect()
+    } else {
+        (0..count).map(task).collect()
+    }
+}
+
+fn worth_sharing(count: usize, work: usize) -> bool {
+    count > 1 && work >= WORTH_SHARING && threads() > 1
+}
+
+/// Runs `body`, a whole model call for instance, on a thread of the pool that the CPU forms share their work over.
+///
+/// Called from elsewhere, every operation worth sharing hands its work to the pool and sleeps until it is woken again. On a
+/// thread of the pool it takes part instead, and the others look for what is left before they fall asleep.
+pub fn on_pool<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| body())
 }
