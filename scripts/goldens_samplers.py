@@ -6,6 +6,7 @@ Run it where both are installed: python scripts/goldens_samplers.py. It writes m
 
 import json
 import pathlib
+import sys
 import warnings
 
 import diffusers
@@ -39,6 +40,7 @@ def randn_streams() -> list:
 
 
 SHAPE = (1, 4, 2, 2)
+MULTI = "DPMSolverMultistepScheduler"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 # Scheduler files as models publish them.
@@ -66,6 +68,32 @@ CONFIGS = {
         "_class_name": "DDPMScheduler", "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
         "clip_sample": True, "num_train_timesteps": 1000, "variance_type": "fixed_small",
     },
+    # The other forms of one class's options; each is read as the model's own sampler.
+    "own_3m_sde": {"_class_name": MULTI, **SD, "algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"},
+    "own_karras": {
+        "_class_name": MULTI, **SD, "use_karras_sigmas": True, "euler_at_final": True, "final_sigmas_type": "sigma_min",
+        "lambda_min_clipped": -5.1, "timestep_spacing": "trailing", "prediction_type": "v_prediction",
+    },
+    "own_clipped": {"_class_name": MULTI, "beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1, "solver_order": 3},
+    "own_unipc": {
+        "_class_name": "UniPCMultistepScheduler", **SD, "solver_order": 3, "solver_type": "bh1", "disable_corrector": [0, 1],
+        "final_sigmas_type": "sigma_min", "lower_order_final": False,
+    },
+    "own_unipc_noise": {"_class_name": "UniPCMultistepScheduler", **SD, "predict_x0": False, "final_sigmas_type": "sigma_min"},
+    "own_single": {
+        "_class_name": "DPMSolverSinglestepScheduler", **SD, "solver_order": 3, "solver_type": "heun", "lower_order_final": True,
+    },
+    "own_deis": {"_class_name": "DEISMultistepScheduler", **SD, "solver_order": 3},
+    "own_euler": {
+        "_class_name": "EulerDiscreteScheduler", **SD, "interpolation_type": "log_linear", "final_sigmas_type": "sigma_min",
+    },
+    "own_continuous": {
+        "_class_name": "EulerDiscreteScheduler", **SD, "timestep_type": "continuous", "prediction_type": "v_prediction",
+        "use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0, "timestep_spacing": "leading",
+    },
+    "own_pndm": {"_class_name": "PNDMScheduler", **SD, "prediction_type": "v_prediction", "set_alpha_to_one": True},
+    "own_ddpm": {"_class_name": "DDPMScheduler", **SD, "variance_type": "fixed_large", "clip_sample": False, "thresholding": True},
+    "own_heun": {"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp", "clip_sample": True},
     "cosine": {
         "_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000,
         "prediction_type": "sample", "thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9,
@@ -88,11 +116,28 @@ SPACINGS = ("normal", "sgm_uniform", "simple", "ddim_uniform")
 CURVES = ("karras", "exponential", "beta")
 
 # A sampler's name as a diffusers class with options, and the schedules that the class accepts.
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 SAMPLERS = {
     "ddim": ("DDIMScheduler", {}, SPACINGS),
+    "ddpm": ("DDPMScheduler", {}, SPACINGS),
+    "pndm": ("PNDMScheduler", {}, SPACINGS),
+    "lms": ("LMSDiscreteScheduler", {}, SPACINGS + CURVES),
     "euler": ("EulerDiscreteScheduler", {}, SPACINGS + CURVES),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}, SPACINGS),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}, SPACINGS + CURVES + ("lu",)),
+    "heun": ("HeunDiscreteScheduler", {}, SPACINGS + CURVES),
+    "dpm2": ("KDPM2DiscreteScheduler", {}, SPACINGS + CURVES),
+    "dpm2_a": ("KDPM2AncestralDiscreteScheduler", {}, SPACINGS + CURVES),
+    "dpmpp_2m": (MULTI, {}, SPACINGS + CURVES + ("lu",)),
+    "dpmpp_3m": (MULTI, {"solver_order": 3}, CURVES),
+    "dpm_2m": (MULTI, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, CURVES),
+    "dpmpp_2m_sde": (MULTI, SDE, SPACINGS + CURVES),
+    "dpmpp_3m_sde": (MULTI, SDE | {"solver_order": 3}, CURVES),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {}, CURVES),
+    "dpmpp_sde": ("DPMSolverSDEScheduler", {}, SPACINGS + CURVES),
+    "deis": ("DEISMultistepScheduler", {}, SPACINGS + CURVES),
+    "unipc": ("UniPCMultistepScheduler", {}, SPACINGS + CURVES),
+    "lcm": ("LCMScheduler", {}, ()),
+    "tcd": ("TCDScheduler", {}, ()),
 }
 
 
@@ -107,11 +152,21 @@ def fake(prediction: str, x: torch.Tensor, t: float) -> torch.Tensor:
     }[prediction]()
 
 
-def trajectory(scheduler, prediction, steps, seed, strength=None, eta=None, **given) -> list:
-    """What a diffusers pipeline does with this scheduler, on the fake model."""
+def trajectory(scheduler, prediction, steps, seed, strength=None, eta=None, double=False, **given) -> list:
+    """What a diffusers pipeline does with this scheduler, on the fake model.
+
+    Where a scheduler lets it, latents and coefficients are f64 (`double`): what is compared is the method, and a second-order
+    step from a large sigma amplifies the roundings of f32, diffusers' and ours alike, beyond any useful limit. The noise is
+    drawn in f32 all the same.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler.set_timesteps(**(given or {"num_inference_steps": steps}))
     timesteps = scheduler.timesteps
+    if double:
+        scheduler.sigmas = scheduler.sigmas.double()
+        module = sys.modules[type(scheduler).__module__]
+        if hasattr(module, "randn_tensor"):
+            module.randn_tensor = lambda shape, generator=None, **_: torch.randn(shape, generator=generator).double()
     noise = torch.randn(SHAPE, generator=generator)
     if hasattr(scheduler, "set_begin_index"):
         # Without it, a schedule whose first timestep comes twice starts at the second and runs off its end.
@@ -124,10 +179,14 @@ def trajectory(scheduler, prediction, steps, seed, strength=None, eta=None, **gi
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
         clean = (torch.arange(16, dtype=torch.float32) * 0.1 - 0.8).reshape(SHAPE)
-        latents = scheduler.add_noise(clean, noise, timesteps[:1])
+        noised = scheduler.add_noise if hasattr(scheduler, "add_noise") else scheduler.scale_noise
+        latents = noised(clean, noise, timesteps[:1])
+    if double:
+        latents = latents.double()
     options = {}
-    if eta is not None:
-        options["eta"] = eta
+    if "eta" in scheduler.step.__code__.co_varnames:
+        # Pipelines hand their own default to every scheduler that takes an eta, whatever that one's default is.
+        options["eta"] = 0.0 if eta is None else eta
     if "generator" in scheduler.step.__code__.co_varnames:
         options["generator"] = generator
     for t in timesteps:
@@ -136,23 +195,35 @@ def trajectory(scheduler, prediction, steps, seed, strength=None, eta=None, **gi
     return [float(f"{v:.8g}") for v in latents.flatten().tolist()]
 
 
-def case(config: str, sampler, schedule, steps: int, seed: int, options=None, strength=None, eta=None, **named) -> dict:
+def is_double(scheduler) -> bool:
+    """Whether the scheduler's step leaves f64 latents alone."""
+    names = ("LMS", "Heun", "KDPM2", "DPMSolverSinglestep", "DEIS", "UniPC")
+    return type(scheduler).__name__.startswith(names)
+
+
+def case(config: str, sampler, schedule, steps: int, seed: int, options=None, given=None, strength=None, eta=None, **named) -> dict:
     file = CONFIGS[config]
     name, forced, _ = SAMPLERS[sampler] if sampler else (file["_class_name"], {}, ())
     extra = {**forced, **(SCHEDULES[schedule] if schedule else {}), **(options or {})}
     scheduler = getattr(diffusers, name).from_config(file, **extra)
     prediction = file.get("prediction_type", "epsilon")
-    end = trajectory(scheduler, prediction, steps, seed, strength=strength, eta=eta)
+    if name == "DPMSolverSDEScheduler":
+        scheduler.noise_sampler_seed = seed
+    if "sde" in (sampler or "") and name == MULTI:
+        named["noise"] = "torch_cpu"
+    lists = {key: [int(v) for v in values] if key == "timesteps" else values for key, values in (given or {}).items()}
+    double = is_double(scheduler)
+    end = trajectory(scheduler, prediction, steps, seed, strength=strength, eta=eta, double=double, **lists)
     assert all(numpy.isfinite(end)), (config, sampler, schedule, steps)
     found = {"config": config, "sampler": sampler, "schedule": schedule, "steps": steps, "prediction": prediction}
-    found |= {"strength": strength, "eta": eta, "seed": seed, "end": end, **named}
+    found |= {"strength": strength, "eta": eta, "double": double, "seed": seed, "end": end, **named, **(given or {})}
     return {key: value for key, value in found.items() if value is not None}
 
 
 def diffusion() -> list:
     cases = []
     for sampler, (_, _, schedules) in SAMPLERS.items():
-        for config in CONFIGS:
+        for config in (name for name in CONFIGS if not name.startswith("own_")):
             few = config in ("pixel", "cosine")
             for schedule in (None, *(schedules[:0] if few else schedules)):
                 counts = (5, 10, 25, 50, 7, 13, 33) if schedule is None else (7, 25) if schedule != "karras" else (5, 10, 33, 50)
@@ -166,15 +237,131 @@ def diffusion() -> list:
     for eta in (0.3, 1.0):
         for config in ("sd15", "mini", "zero_snr", "pixel"):
             cases.append(case(config, "ddim", None, 10, seed=len(cases), eta=eta))
-    for config in ("mini", "sdxl", "zero_snr", "cosine"):
-        cases.append(case(config, None, None, 10, seed=len(cases)))
+        cases.append(case("sd15", "tcd", None, 4, seed=len(cases), eta=eta))
+    for config in CONFIGS:
+        for steps in (10, 25):
+            cases.append(case(config, None, None, steps, seed=len(cases)))
+    for sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "deis", "unipc"):
+        for order in (1, 2, 3):
+            options = {"solver_order": order}
+            cases.append(case("sd15", sampler, None, 12, seed=len(cases), options=options, order=order))
+    for sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s"):
+        cases.append(case("sd15", sampler, None, 20, seed=len(cases), options={"solver_type": "heun"}, solver="heun"))
+    lists = [float(t) for t in (999, 850, 736, 645, 545, 455, 343, 233, 124, 24)]
+    for sampler in ("euler", "heun", "dpmpp_2m", "dpmpp_2s", "ddpm", "lcm", "tcd"):
+        cases.append(case("sd15", sampler, None, 10, seed=len(cases), given={"timesteps": lists}))
+    sigmas = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]
+    cases.append(case("sd15", "euler", None, 10, seed=len(cases), given={"sigmas": sigmas}))
     return cases
 
 
 def impossible(sampler: str, config: str, schedule) -> bool:
-    """Combinations that diffusers refuses or that divide by zero there."""
+    """Combinations that diffusers refuses, or that divide by zero or run off a table there."""
     kind = CONFIGS[config].get("prediction_type", "epsilon")
-    return kind == "sample" and sampler == "euler_a"
+    if kind == "sample" and sampler in ("euler_a", "dpm2", "dpm2_a", "dpmpp_sde", "pndm"):
+        return True
+    # This class keeps its latents in f32 whatever it is given, and these solvers amplify that from a sigma of 4096 and more.
+    return sampler in ("dpm_2m", "dpmpp_3m") and config in ("zero_snr", "cosine")
+
+
+FLOWS = {
+    "sd3": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+    "flux": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 0.5,
+        "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True,
+    },
+    "schnell": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0},
+    "terminal": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": True, "shift_terminal": 0.02,
+        "base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256, "max_image_seq_len": 8192,
+    },
+    "stochastic": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0, "stochastic_sampling": True},
+    "linear": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "time_shift_type": "linear",
+    },
+    "own_heun": {"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 3.0},
+    "sana": {
+        "_class_name": MULTI, "flow_shift": 3.0, "prediction_type": "flow_prediction", "use_flow_sigmas": True,
+        "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "solver_order": 2,
+    },
+    "wan": {
+        "_class_name": "UniPCMultistepScheduler", "flow_shift": 5.0, "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True, "solver_order": 2,
+    },
+}
+
+
+def shift_mu(tokens: int, file: dict) -> float:
+    """The pipelines' calculate_shift."""
+    few, many = file.get("base_image_seq_len", 256), file.get("max_image_seq_len", 4096)
+    low, high = file.get("base_shift", 0.5), file.get("max_shift", 1.15)
+    slope = (high - low) / (many - few)
+    return tokens * slope + low - slope * few
+
+
+def flow_case(config, sampler, schedule, steps, seed, unit=False, tokens=None, sigmas=None, strength=None, **named) -> dict:
+    file = FLOWS[config]
+    names = {
+        None: file["_class_name"], "flow_euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler",
+        "flow_heun": "FlowMatchHeunDiscreteScheduler", "flow_dpmpp_2m": MULTI, "deis": "DEISMultistepScheduler",
+    }
+    extra = dict(SCHEDULES[schedule]) if schedule else {}
+    if sampler in ("flow_dpmpp_2m", "unipc", "deis"):
+        extra |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        extra |= {"flow_shift": file.get("shift", file.get("flow_shift"))}
+    scheduler = getattr(diffusers, names[sampler]).from_config(file, **extra)
+    given = {"num_inference_steps": steps}
+    if unit:
+        given = {"sigmas": numpy.linspace(1.0, 1 / steps, steps).tolist()}
+    if sigmas:
+        given = {"sigmas": sigmas}
+    if tokens:
+        given["mu"] = shift_mu(tokens, file)
+    double = is_double(scheduler)
+    end = trajectory(scheduler, "flow_prediction", steps, seed, strength=strength, double=double, **given)
+    found = {"config": config, "sampler": sampler, "schedule": schedule, "steps": steps, "prediction": "flow_prediction"}
+    found |= {"unit_sigmas": unit, "double": double, "image_tokens": tokens, "sigmas": sigmas, "strength": strength}
+    found |= {"seed": seed, "end": end, **named}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def flows() -> list:
+    cases = []
+    for steps in (1, 4, 5, 7, 10, 13, 25, 28, 33, 50):
+        cases.append(flow_case("sd3", "flow_euler", None, steps, len(cases)))
+        cases.append(flow_case("sd3", "flow_heun", None, max(steps, 2), len(cases)))
+        cases.append(flow_case("own_heun", None, None, max(steps, 2), len(cases)))
+        cases.append(flow_case("schnell", None, None, steps, len(cases), unit=True))
+        cases.append(flow_case("stochastic", None, None, steps, len(cases)))
+        for tokens in (256, 1024, 4096):
+            cases.append(flow_case("flux", None, None, steps, len(cases), unit=True, tokens=tokens))
+        cases.append(flow_case("terminal", None, None, max(steps, 2), len(cases), unit=True, tokens=6000))
+        cases.append(flow_case("linear", None, None, steps, len(cases), unit=True, tokens=2000))
+        for config in ("sana", "wan"):
+            cases.append(flow_case(config, None, None, steps, len(cases)))
+        for sampler in ("flow_dpmpp_2m", "unipc", "deis"):
+            cases.append(flow_case("sd3", sampler, None, steps, len(cases)))
+    for schedule in CURVES:
+        for steps in (5, 28):
+            cases.append(flow_case("sd3", "flow_euler", schedule, steps, len(cases)))
+            cases.append(flow_case("flux", None, schedule, steps, len(cases), unit=True, tokens=1024))
+    cases.append(flow_case("sd3", "flow_euler", None, 4, len(cases), sigmas=[1.0, 0.8, 0.5, 0.2]))
+    return cases
+
+
+def brownian() -> list:
+    """Increments of the path that diffusers' SDE scheduler draws from."""
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    cases = []
+    for seed in (0, 7, 2**31, 2**40 + 3):
+        for low, high in ((0.0292, 14.6146), (0.002, 80.0)):
+            sampler = BrownianTreeNoiseSampler(torch.zeros(1, 4, 5), low, high, seed)
+            for start, end in ((high, 5.0), (5.0, 1.7), (1.7, 0.3), (0.3, low), (2.5, 0.123456)):
+                a, b = torch.tensor(start), torch.tensor(end)
+                values = [float(f"{v:.9g}") for v in sampler(a, b).flatten().tolist()]
+                cases.append({"seed": seed, "min": low, "max": high, "from": start, "to": end, "values": values})
+    return cases
 
 
 def main() -> None:
@@ -182,6 +369,8 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     DATA.mkdir(parents=True, exist_ok=True)
     write("samplers_randn.json", randn_streams())
+    write("samplers_brownian.json", brownian())
+    write("samplers_flow.json", {"configs": FLOWS, "cases": flows()})
     write("samplers_diffusion.json", {"configs": CONFIGS, "cases": diffusion()})
 
 

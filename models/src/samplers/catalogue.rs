@@ -1,6 +1,7 @@
 //! Every sampler by name, and which combinations are possible.
 
-use super::settings::Class;
+use super::settings::{Class, Settings};
+use super::table::{CATALOGUE, FLOW};
 use super::{SamplerError, Schedule, SchedulerConfig};
 
 /// The kinds of model that a sampler can be used with.
@@ -17,6 +18,7 @@ pub enum ModelKind {
 
 /// A sampler as `/v1/samplers` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one independent yes or no of the public sampler list")]
 pub struct SamplerInfo {
     /// The canonical name.
     pub name: &'static str,
@@ -26,7 +28,7 @@ pub struct SamplerInfo {
     pub aliases: &'static [&'static str],
     /// What it is, in one sentence.
     pub summary: &'static str,
-    /// The order of its error per step size, of its deterministic part where it is stochastic.
+    /// The order of its rule, of the deterministic part where it is stochastic. First and last steps may be of a lower one.
     pub order: usize,
     /// Model calls a step.
     pub calls_per_step: usize,
@@ -34,8 +36,18 @@ pub struct SamplerInfo {
     pub stochastic: bool,
     /// The models that it can be used with.
     pub kind: ModelKind,
-    /// The schedules that it can step over.
+    /// The schedules that it can step over on a diffusion model, or on a flow where it is for flows only.
     pub schedules: &'static [Schedule],
+    /// Whether a request's `eta`, the share of fresh noise, has an effect.
+    pub takes_eta: bool,
+    /// Whether a request can give its own timesteps.
+    pub takes_timesteps: bool,
+    /// Whether a request can give its own sigmas.
+    pub takes_sigmas: bool,
+    /// The solver orders that a request can choose from; none where the method has one.
+    pub orders: &'static [usize],
+    /// The solver variants that a request can choose from; none where the method has one.
+    pub solvers: &'static [&'static str],
     #[serde(skip)]
     pub(super) method: Method,
 }
@@ -44,114 +56,82 @@ pub struct SamplerInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     Ddim,
+    Ddpm,
+    Pndm,
+    Lms,
     Euler,
     EulerAncestral,
-    /// DPM-Solver++ multistep of this order; stochastic or not.
+    Heun,
+    Dpm2,
+    Dpm2Ancestral,
     DpmMultistep {
         order: usize,
-        sde: bool,
+        /// diffusers' `algorithm_type`.
+        algorithm: &'static str,
     },
+    DpmSinglestep,
+    Dpmpp2sAncestral,
+    DpmppSde,
+    Deis,
+    UniPc,
+    Lcm,
+    Tcd,
+    ResMultistep,
+    FlowEuler,
+    FlowHeun,
 }
 
 impl Method {
-    /// The diffusers class whose configuration rules apply.
-    pub(super) fn class(self) -> Class {
+    /// The diffusers class whose configuration rules apply; for the methods that diffusers lacks, the nearest one's.
+    pub(super) fn class(self, flow: bool) -> Class {
         match self {
             Self::Ddim => Class::Ddim,
-            Self::Euler => Class::Euler,
-            Self::EulerAncestral => Class::EulerAncestral,
+            Self::Ddpm => Class::Ddpm,
+            Self::Pndm => Class::Pndm,
+            Self::Lms => Class::Lms,
+            Self::ResMultistep if flow => Class::FlowEuler,
+            Self::Euler | Self::ResMultistep => Class::Euler,
+            Self::EulerAncestral | Self::Dpmpp2sAncestral => Class::EulerAncestral,
+            Self::Heun => Class::Heun,
+            Self::Dpm2 => Class::Dpm2,
+            Self::Dpm2Ancestral => Class::Dpm2Ancestral,
             Self::DpmMultistep { .. } => Class::DpmMultistep,
+            Self::DpmSinglestep => Class::DpmSinglestep,
+            Self::DpmppSde => Class::DpmSde,
+            Self::Deis => Class::Deis,
+            Self::UniPc => Class::UniPc,
+            Self::Lcm => Class::Lcm,
+            Self::Tcd => Class::Tcd,
+            Self::FlowEuler => Class::FlowEuler,
+            Self::FlowHeun => Class::FlowHeun,
+        }
+    }
+
+    /// Writes what the sampler's name says over what another class's file says.
+    pub(super) fn fix(self, settings: &mut Settings) {
+        match self {
+            Self::DpmMultistep { order, algorithm } => {
+                settings.order = order;
+                settings.algorithm = algorithm.into();
+                settings.ends_at_sigma_min |= algorithm == "dpmsolver";
+            }
+            Self::DpmSinglestep => {
+                settings.order = 2;
+                settings.algorithm = "dpmsolver++".into();
+            }
+            _ => {}
+        }
+    }
+
+    /// The share of fresh noise where a request names none.
+    pub(super) fn default_eta(self) -> f64 {
+        match self {
+            Self::EulerAncestral | Self::Dpm2Ancestral | Self::Dpmpp2sAncestral | Self::DpmppSde => 1.0,
+            // TCD's class says 0.3, but the pipelines hand it their own default.
+            _ => 0.0,
         }
     }
 }
-
-/// For samplers that work in whole trained timesteps.
-const INDEXED: &[Schedule] =
-    &[Schedule::Default, Schedule::Normal, Schedule::Simple, Schedule::SgmUniform, Schedule::DdimUniform];
-
-/// For samplers that work in sigma.
-const SIGMA: &[Schedule] = &[
-    Schedule::Default,
-    Schedule::Normal,
-    Schedule::Simple,
-    Schedule::SgmUniform,
-    Schedule::DdimUniform,
-    Schedule::Karras,
-    Schedule::Exponential,
-    Schedule::Beta,
-    Schedule::LinearQuadratic,
-    Schedule::KlOptimal,
-    Schedule::AlignYourSteps,
-    Schedule::AlignYourStepsSdxl,
-];
-
-/// For DPM-Solver's multistep family, which knows its authors' schedule too.
-const SIGMA_LU: &[Schedule] = &[
-    Schedule::Default,
-    Schedule::Normal,
-    Schedule::Simple,
-    Schedule::SgmUniform,
-    Schedule::DdimUniform,
-    Schedule::Karras,
-    Schedule::Exponential,
-    Schedule::Beta,
-    Schedule::Lu,
-    Schedule::LinearQuadratic,
-    Schedule::KlOptimal,
-    Schedule::AlignYourSteps,
-    Schedule::AlignYourStepsSdxl,
-];
-
-static CATALOGUE: &[SamplerInfo] = &[
-    SamplerInfo {
-        name: "ddim",
-        title: "DDIM",
-        aliases: &["DDIMScheduler"],
-        summary: "First order, deterministic unless eta is above 0.",
-        order: 1,
-        calls_per_step: 1,
-        stochastic: false,
-        kind: ModelKind::Diffusion,
-        schedules: INDEXED,
-        method: Method::Ddim,
-    },
-    SamplerInfo {
-        name: "euler",
-        title: "Euler",
-        aliases: &["EulerDiscreteScheduler", "k_euler"],
-        summary: "Euler's method on the probability-flow ODE.",
-        order: 1,
-        calls_per_step: 1,
-        stochastic: false,
-        kind: ModelKind::Diffusion,
-        schedules: SIGMA,
-        method: Method::Euler,
-    },
-    SamplerInfo {
-        name: "euler_a",
-        title: "Euler a",
-        aliases: &["EulerAncestralDiscreteScheduler", "euler_ancestral", "k_euler_ancestral", "k_euler_a"],
-        summary: "Euler's method with fresh noise at every step.",
-        order: 1,
-        calls_per_step: 1,
-        stochastic: true,
-        kind: ModelKind::Diffusion,
-        schedules: SIGMA,
-        method: Method::EulerAncestral,
-    },
-    SamplerInfo {
-        name: "dpmpp_2m",
-        title: "DPM++ 2M",
-        aliases: &["DPMSolverMultistepScheduler", "k_dpmpp_2m"],
-        summary: "DPM-Solver++, second order, from the last two estimates.",
-        order: 2,
-        calls_per_step: 1,
-        stochastic: false,
-        kind: ModelKind::Diffusion,
-        schedules: SIGMA_LU,
-        method: Method::DpmMultistep { order: 2, sde: false },
-    },
-];
 
 /// Every sampler.
 pub fn catalogue() -> &'static [SamplerInfo] {
@@ -190,7 +170,23 @@ impl SamplerInfo {
         let Some(class) = config.class_name.as_deref() else {
             return named(if config.is_flow() { "flow_euler" } else { "ddim" });
         };
-        named(class)
+        if class != "DPMSolverMultistepScheduler" {
+            return named(class);
+        }
+        let order = config.solver_order.unwrap_or(2);
+        named(match (config.algorithm_type.as_deref(), order) {
+            _ if config.is_flow() => "flow_dpmpp_2m",
+            (Some("dpmsolver"), _) => "dpm_2m",
+            (Some("sde-dpmsolver++"), 3) => "dpmpp_3m_sde",
+            (Some("sde-dpmsolver++"), _) => "dpmpp_2m_sde",
+            (_, 3) => "dpmpp_3m",
+            _ => "dpmpp_2m",
+        })
+    }
+
+    /// The schedules that it can step over on a flow model, or on a diffusion model.
+    pub fn schedules_on(&self, flow: bool) -> &'static [Schedule] {
+        if flow { FLOW } else { self.schedules }
     }
 }
 
@@ -221,21 +217,22 @@ pub fn check(
             format!("sampler {:?} cannot be used with a {kind} model; possible: {}", info.name, names(config)),
         ));
     }
+    let schedules = info.schedules_on(config.is_flow());
     let schedule = match schedule {
         None => styled.unwrap_or_default(),
         Some(name) => Schedule::find(name).ok_or_else(|| {
-            let known: Vec<&str> = info.schedules.iter().map(|s| s.name()).collect();
+            let known: Vec<&str> = schedules.iter().map(|s| s.name()).collect();
             SamplerError::new(
                 "schedule",
                 format!("unknown schedule {name:?}; possible with {}: {}", info.name, known.join(", ")),
             )
         })?,
     };
-    if !info.schedules.contains(&schedule) {
-        let possible: Vec<&str> = info.schedules.iter().map(|s| s.name()).collect();
+    if !schedules.contains(&schedule) {
+        let possible: Vec<&str> = schedules.iter().map(|s| s.name()).collect();
         let takers: Vec<&str> = CATALOGUE
             .iter()
-            .filter(|other| fits(other) && other.schedules.contains(&schedule))
+            .filter(|other| fits(other) && other.schedules_on(config.is_flow()).contains(&schedule))
             .map(|other| other.name)
             .collect();
         let takers = if takers.is_empty() {

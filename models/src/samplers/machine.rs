@@ -1,6 +1,6 @@
 //! What the step machines share: where they are, and how they read the model.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::settings::{Bound, Prediction};
 use super::{Noise, Progress, Query};
@@ -87,12 +87,18 @@ impl Reader {
         Ok((self.bounded(clean)?, noise))
     }
 
+    /// The noise in latents at `sigma` that are made of these clean ones.
+    pub(super) fn noise(&self, latents: &Tensor, clean: &Tensor, sigma: f64) -> Result<Tensor> {
+        let (alpha, sigma) = self.space.shares(sigma);
+        mix(&[(1.0 / sigma, latents), (-alpha / sigma, clean)])
+    }
+
     fn bounded(&self, clean: Tensor) -> Result<Tensor> {
         match self.bound {
             Bound::None => Ok(clean),
             Bound::Clip(range) => Ok(clean.clamp(-range as f32, range as f32)?),
             Bound::Dynamic { ratio, max } => {
-                let mut sizes: Vec<f32> = clean.abs()?.flatten_all()?.to_vec1()?;
+                let mut sizes: Vec<f32> = clean.abs()?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
                 sizes.sort_by(f32::total_cmp);
                 let place = ratio * (sizes.len() - 1) as f64;
                 let (low, high) = (sizes[place.floor() as usize], sizes[place.ceil() as usize]);
@@ -113,6 +119,8 @@ pub(super) struct Walk {
     pub(super) sigmas: Vec<f64>,
     /// The step taken first; later than 0 for image-to-image.
     pub(super) first: usize,
+    /// Entries of the schedule that are model calls beyond one a step (PNDM's start).
+    pub(super) extra: usize,
     /// The step being taken, counted in the whole schedule.
     pub(super) at: usize,
     pub(super) latents: Tensor,
@@ -121,7 +129,7 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// Steps in the whole schedule.
+    /// Entries of the whole schedule.
     pub(super) fn len(&self) -> usize {
         self.timesteps.len()
     }
@@ -131,7 +139,8 @@ impl Walk {
     }
 
     pub(super) fn progress(&self) -> Progress {
-        Progress { step: self.at - self.first, steps: self.len() - self.first }
+        let done = (self.at - self.first).saturating_sub(self.extra);
+        Progress { step: done, steps: (self.len() - self.first).saturating_sub(self.extra).max(1) }
     }
 
     /// The noise levels that the current step leads from and to.

@@ -6,20 +6,24 @@
 
 mod catalogue;
 mod config;
+mod levels;
 mod machine;
 mod noise;
 mod plan;
+#[cfg(test)]
+mod properties;
 mod schedule;
 mod settings;
 mod solvers;
 mod spec;
+mod table;
 #[cfg(test)]
 mod tests;
 mod training;
 
 pub use catalogue::{ModelKind, SamplerInfo, catalogue, check, find, find_styled};
 pub use config::SchedulerConfig;
-pub use noise::{Noise, NoiseSource, TorchCpu};
+pub use noise::{BrownianTree, Noise, NoiseSource, TorchCpu, TorchCuda};
 pub use plan::{Plan, PlanContext, StrengthRule};
 pub use schedule::Schedule;
 pub use spec::{SamplerError, SamplingSpec};

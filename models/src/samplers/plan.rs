@@ -3,10 +3,12 @@
 use candle_core::Tensor;
 
 use super::catalogue::{Method, check};
+use super::levels::{self, Levels};
 use super::machine::{Reader, Space, Walk, mix};
-use super::settings::{Class, Settings};
+use super::noise::BrownianTree;
+use super::settings::{Class, Prediction, Settings, Spacing};
 use super::training::Training;
-use super::{Noise, Sampler, SamplerError, SamplerInfo, SamplingSpec, Schedule, SchedulerConfig, schedule, solvers};
+use super::{Noise, NoiseSource, Sampler, SamplerError, SamplerInfo, SamplingSpec, Schedule, SchedulerConfig, solvers};
 use crate::Result;
 
 /// What a schedule depends on besides the request and the scheduler file.
@@ -35,11 +37,13 @@ pub enum StrengthRule {
 pub struct Plan {
     info: &'static SamplerInfo,
     settings: Settings,
-    training: Option<Training>,
+    training: Training,
     space: Space,
-    timesteps: Vec<f64>,
-    sigmas: Vec<f64>,
-    eta: Option<f64>,
+    levels: Levels,
+    /// Denoising steps as the request counts them.
+    steps: usize,
+    eta: f64,
+    noise: NoiseSource,
     first: usize,
 }
 
@@ -51,55 +55,54 @@ impl Plan {
     /// is possible.
     pub fn new(spec: &SamplingSpec, config: &SchedulerConfig, context: PlanContext) -> Result<Self, SamplerError> {
         let (info, asked) = check(spec.sampler.as_deref(), spec.schedule.as_deref(), config)?;
-        let class = info.method.class();
-        let mut settings = Settings::new(class, config)?;
+        let flow = config.is_flow();
+        let mut settings = Settings::new(info.method.class(flow), config)?;
+        validate(spec, info, &settings, asked)?;
+        // A name means its own order and form, except where it is the model's: then the file's options stand.
+        if SamplerInfo::of_model(config).ok() != Some(info) {
+            info.method.fix(&mut settings);
+        }
+        if let Some(order) = spec.order {
+            settings.order = order;
+        }
+        if let Some(solver) = &spec.solver {
+            settings.solver.clone_from(solver);
+        }
         if asked != Schedule::Default {
             settings.schedule = asked;
         }
-        if let Some(spacing) = settings.schedule.spacing() {
+        if let Some(spacing) = settings.schedule.spacing().filter(|_| !flow) {
             settings.spacing = spacing;
             settings.schedule = Schedule::Default;
         }
-        let Method::DpmMultistep { order, sde } = info.method else {
-            return Self::with(spec, info, settings, context);
-        };
-        settings.order = order;
-        settings.algorithm = if sde { "sde-dpmsolver++" } else { "dpmsolver++" }.into();
-        Self::with(spec, info, settings, context)
-    }
-
-    fn with(
-        spec: &SamplingSpec,
-        info: &'static SamplerInfo,
-        settings: Settings,
-        context: PlanContext,
-    ) -> Result<Self, SamplerError> {
+        check_algorithm(&settings)?;
         let class = settings.class;
-        let _ = context;
-        validate(spec, info, &settings)?;
         let space = match class {
-            Class::FlowEuler | Class::FlowHeun => Space::Flow,
             _ if settings.flow => Space::Flow,
-            Class::Euler | Class::EulerAncestral => Space::Exploding,
+            Class::Euler
+            | Class::EulerAncestral
+            | Class::Heun
+            | Class::Lms
+            | Class::Dpm2
+            | Class::Dpm2Ancestral
+            | Class::DpmSde => Space::Exploding,
             _ => Space::Preserving,
         };
-        let finite = !matches!(class, Class::Ddim | Class::Ddpm | Class::Lcm | Class::Tcd);
-        let training = Training::new(&settings, finite)?;
-        let (timesteps, sigmas): (Vec<f64>, Vec<f64>) = match class {
-            Class::Ddim => levels_of_timesteps(&settings, &training, spec.steps),
-            Class::Euler | Class::EulerAncestral => levels_in_sigma(&settings, &training, spec)?,
-            _ => levels_of_multistep(&settings, &training, spec)?,
+        let indexed = class.is_indexed();
+        let training = Training::new(&settings, !indexed)?;
+        let levels = match space {
+            Space::Flow => levels::flow(&settings, spec, context)?,
+            Space::Exploding => levels::in_sigma(&settings, &training, spec)?,
+            Space::Preserving if indexed => levels::indexed(&settings, &training, spec)?,
+            Space::Preserving => levels::solver(&settings, &training, spec)?,
         };
-        if let Some(t) = timesteps.iter().find(|t| !(0.0..settings.train_steps as f64).contains(*t)) {
-            return Err(SamplerError::new(
-                "steps",
-                format!(
-                    "{} steps with steps_offset {} reach timestep {t}, beyond the {} that were trained",
-                    spec.steps, settings.offset, settings.train_steps
-                ),
-            ));
-        }
-        Ok(Self { info, settings, training: Some(training), space, timesteps, sigmas, eta: spec.eta, first: 0 })
+        let noise = spec.noise.unwrap_or(if info.method == Method::DpmppSde {
+            NoiseSource::Brownian
+        } else {
+            NoiseSource::TorchCpu
+        });
+        let eta = spec.eta.unwrap_or(info.method.default_eta());
+        Ok(Self { info, settings, training, space, levels, steps: spec.steps, eta, noise, first: 0 })
     }
 
     /// The sampler in use.
@@ -107,19 +110,25 @@ impl Plan {
         self.info
     }
 
+    /// The noise source that the stream given to [`start`](Self::start) should be opened from.
+    pub fn noise(&self) -> NoiseSource {
+        self.noise
+    }
+
     /// Steps that will be taken.
     pub fn steps(&self) -> usize {
-        self.timesteps.len() - self.first
+        self.steps - self.first
     }
 
-    /// The model's time input at each step that will be taken.
+    /// The model's time input at each step that will be taken; where PNDM calls the model more often, at each call.
     pub fn timesteps(&self) -> &[f64] {
-        &self.timesteps[self.first..]
+        &self.levels.timesteps[self.first..]
     }
 
-    /// The noise level at each step that will be taken, and the last one's end.
+    /// The noise level at each of the timesteps, and the last one's end. Infinite where the betas are rescaled to zero
+    /// terminal SNR and the sampler works in timesteps.
     pub fn sigmas(&self) -> &[f64] {
-        &self.sigmas[self.first..]
+        &self.levels.sigmas[self.first..]
     }
 
     /// The factor on standard normal noise that makes the first latents of text-to-image.
@@ -127,10 +136,10 @@ impl Plan {
         if self.space != Space::Exploding {
             return 1.0;
         }
-        let max = self.sigmas.iter().copied().fold(0.0, f64::max);
+        let max = self.levels.sigmas.iter().copied().fold(0.0, f64::max);
         match self.settings.spacing {
-            super::settings::Spacing::Leading => (max * max + 1.0).sqrt(),
-            _ => max,
+            Spacing::Leading => (max * max + 1.0).sqrt(),
+            Spacing::Linspace | Spacing::Trailing => max,
         }
     }
 
@@ -142,18 +151,16 @@ impl Plan {
         if !(0.0..=1.0).contains(&strength) {
             return Err(SamplerError::new("strength", format!("strength {strength} is not in 0..=1")));
         }
-        let n = self.timesteps.len();
+        let n = self.steps;
+        let kept = (n as f64 * strength).min(n as f64);
         let first = match rule {
-            StrengthRule::Truncate => n - ((n as f64 * strength) as usize).min(n),
-            StrengthRule::Fraction => (n as f64 - (n as f64 * strength).min(n as f64)) as usize,
+            StrengthRule::Truncate => n - kept as usize,
+            StrengthRule::Fraction => (n as f64 - kept) as usize,
         };
         if first >= n {
             return Err(SamplerError::new(
                 "strength",
-                format!(
-                    "strength {strength} leaves none of {n} steps; the least that leaves one is {}",
-                    1.0 / n as f64
-                ),
+                format!("strength {strength} leaves none of {n} steps; {} leaves one", 1.0 / n as f64),
             ));
         }
         self.first = first;
@@ -165,12 +172,12 @@ impl Plan {
     /// # Errors
     /// When the shapes differ.
     pub fn add_noise(&self, clean: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let (alpha, sigma) = match (self.settings.class, &self.training) {
-            (Class::Ddim, Some(training)) => {
-                let alpha = training.alpha(self.timesteps[self.first] as usize);
+        let (alpha, sigma) = match self.settings.class {
+            class if class.is_indexed() => {
+                let alpha = self.training.alpha(self.levels.timesteps[self.first] as usize);
                 (alpha.sqrt(), (1.0 - alpha).sqrt())
             }
-            _ => self.space.shares(self.sigmas[self.first]),
+            _ => self.space.shares(self.levels.sigmas[self.first]),
         };
         mix(&[(alpha, clean), (sigma, noise)])
     }
@@ -178,130 +185,162 @@ impl Plan {
     /// The step machine, which starts from these latents, (c, h, w), and draws from this noise.
     ///
     /// # Errors
-    /// When the sampler cannot be set up on the latents' device.
+    /// When the sampler cannot be set up from the scheduler file's options.
     pub fn start(self, latents: Tensor, noise: Box<dyn Noise>) -> Result<Box<dyn Sampler>> {
-        let Self { info, settings, training, space, timesteps, sigmas, eta, first } = self;
-        let reader = Reader { space, prediction: settings.prediction, bound: settings.bound };
-        let n = timesteps.len();
-        let walk = Walk { timesteps, sigmas, first, at: first, latents, denoised: None, noise };
-        Ok(match info.method {
-            Method::Ddim => {
-                let training = match training {
-                    Some(training) => training,
-                    None => Training::new(&settings, false)?,
-                };
-                Box::new(solvers::Ddim::new(walk, reader, &settings, &training, eta.unwrap_or(0.0)))
+        let Self { info, settings, training, space, levels, steps, eta, noise: source, first } = self;
+        let noise = match source {
+            NoiseSource::Brownian => {
+                let positive = levels.sigmas.iter().copied().filter(|s| *s > 0.0);
+                let (min, max) = positive.fold((f64::INFINITY, 0.0), |(a, b), s| (s.min(a), s.max(b)));
+                Box::new(BrownianTree::new(noise.seed(), min, max, noise))
             }
-            Method::Euler => Box::new(solvers::Euler::new(walk, reader, false)),
-            Method::EulerAncestral => Box::new(solvers::Euler::new(walk, reader, true)),
-            Method::DpmMultistep { .. } => Box::new(solvers::DpmMultistep::new(walk, reader, &settings, n)),
+            NoiseSource::TorchCpu | NoiseSource::TorchCuda => noise,
+        };
+        let reader = Reader { space, prediction: settings.prediction, bound: settings.bound };
+        let Levels { timesteps, sigmas } = levels;
+        let extra = timesteps.len() - steps;
+        let walk = Walk { timesteps, sigmas, first, extra, at: first, latents, denoised: None, noise };
+        Ok(match info.method {
+            Method::Ddim => Box::new(solvers::Ddim::new(walk, reader, &settings, &training, eta)),
+            Method::Ddpm => Box::new(solvers::Ddpm::new(walk, reader, &settings, &training)?),
+            Method::Pndm => Box::new(solvers::Pndm::new(walk, reader, &settings, training)),
+            Method::Lms => Box::new(solvers::Lms::new(walk, reader, settings.order)),
+            Method::Euler | Method::EulerAncestral => Box::new(solvers::Euler::new(walk, reader, eta)),
+            Method::Heun | Method::FlowHeun => Box::new(solvers::Heun::new(walk, reader)),
+            Method::Dpm2 | Method::Dpm2Ancestral => Box::new(solvers::Dpm2::new(walk, reader, training, eta)),
+            Method::Dpmpp2sAncestral => Box::new(solvers::Dpmpp2sAncestral::new(walk, reader, training, eta)),
+            Method::DpmppSde => Box::new(solvers::DpmppSde::new(walk, reader, training, eta)),
+            Method::DpmMultistep { .. } => Box::new(solvers::DpmMultistep::new(walk, reader, &settings)),
+            Method::DpmSinglestep => Box::new(solvers::DpmSinglestep::new(walk, reader, &settings)),
+            Method::Deis => Box::new(solvers::Deis::new(walk, reader, &settings)),
+            Method::UniPc => Box::new(solvers::UniPc::new(walk, reader, &settings)),
+            Method::Lcm => Box::new(solvers::Lcm::new(walk, reader, &settings, training)),
+            Method::Tcd => Box::new(solvers::Tcd::new(walk, reader, training, eta)),
+            Method::ResMultistep => Box::new(solvers::ResMultistep::new(walk, reader)),
+            Method::FlowEuler => Box::new(solvers::FlowEuler::new(walk, reader, settings.stochastic)),
         })
     }
 }
 
-fn validate(spec: &SamplingSpec, info: &SamplerInfo, settings: &Settings) -> Result<(), SamplerError> {
+/// Refuses the forms of DPM-Solver that a scheduler file may ask for and that are not made here.
+fn check_algorithm(settings: &Settings) -> Result<(), SamplerError> {
+    let possible = match settings.class {
+        Class::DpmMultistep => "dpmsolver++, sde-dpmsolver++, dpmsolver",
+        Class::DpmSinglestep => "dpmsolver++",
+        _ => return Ok(()),
+    };
+    let algorithm = settings.algorithm.as_str();
+    // diffusers reads "deis", which another class writes, as dpmsolver++.
+    if !matches!(algorithm, "" | "deis") && !possible.split(", ").any(|known| known == algorithm) {
+        return Err(SamplerError::new(
+            "sampler",
+            format!("scheduler_config.json: algorithm_type {algorithm:?} is not possible; possible: {possible}"),
+        ));
+    }
+    if algorithm == "dpmsolver" && !settings.ends_at_sigma_min {
+        return Err(SamplerError::new(
+            "sampler",
+            "scheduler_config.json: final_sigmas_type \"zero\" is not possible with algorithm_type \"dpmsolver\"; \
+             possible: sigma_min",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the request's numbers against what the sampler has a use for.
+fn validate(spec: &SamplingSpec, info: &SamplerInfo, settings: &Settings, asked: Schedule) -> Result<(), SamplerError> {
     let train = settings.train_steps;
     if spec.steps == 0 || spec.steps > train {
         return Err(SamplerError::new("steps", format!("steps {} is not in 1..={train}", spec.steps)));
     }
-    let given = [
-        ("timesteps", spec.timesteps.is_some()),
-        ("sigmas", spec.sigmas.is_some()),
-        ("order", spec.order.is_some()),
-        ("solver", spec.solver.is_some()),
-        ("shift", spec.shift.is_some()),
-    ];
-    if let Some((param, _)) = given.into_iter().find(|(_, given)| *given) {
-        return Err(SamplerError::new(param, format!("sampler {} takes no {param}", info.name)));
+    if info.method == Method::Pndm && settings.prediction == Prediction::Sample {
+        return Err(SamplerError::new(
+            "sampler",
+            "sampler pndm cannot be used with prediction_type \"sample\"; possible: epsilon, v_prediction",
+        ));
     }
     if let Some(eta) = spec.eta {
-        if info.method != Method::Ddim {
-            return Err(SamplerError::new("eta", format!("sampler {} has no eta; ddim has", info.name)));
+        if !info.takes_eta {
+            return Err(no_use("eta", info, |other| other.takes_eta));
         }
         if !(0.0..=1.0).contains(&eta) {
             return Err(SamplerError::new("eta", format!("eta {eta} is not in 0..=1")));
         }
     }
+    if let Some(order) = spec.order {
+        if info.orders.is_empty() {
+            return Err(no_use("order", info, |other| !other.orders.is_empty()));
+        }
+        if !info.orders.contains(&order) {
+            return Err(SamplerError::new(
+                "order",
+                format!("order {order} is not possible with {}; possible: {:?}", info.name, info.orders),
+            ));
+        }
+    }
+    if let Some(solver) = &spec.solver
+        && !info.solvers.contains(&solver.as_str())
+    {
+        if info.solvers.is_empty() {
+            return Err(no_use("solver", info, |other| !other.solvers.is_empty()));
+        }
+        return Err(SamplerError::new(
+            "solver",
+            format!("solver {solver:?} is not possible with {}; possible: {}", info.name, info.solvers.join(", ")),
+        ));
+    }
+    if spec.shift.is_some() && !settings.flow {
+        return Err(SamplerError::new("shift", "shift is for flow models; this one is a diffusion model"));
+    }
+    explicit(spec, info, settings, asked)
+}
+
+fn no_use(param: &'static str, info: &SamplerInfo, fits: impl Fn(&SamplerInfo) -> bool) -> SamplerError {
+    let takers: Vec<&str> = super::catalogue().iter().filter(|other| fits(other)).map(|other| other.name).collect();
+    SamplerError::new(param, format!("sampler {} takes no {param}; it goes with {}", info.name, takers.join(", ")))
+}
+
+/// Checks explicit timesteps and sigmas.
+fn explicit(spec: &SamplingSpec, info: &SamplerInfo, settings: &Settings, asked: Schedule) -> Result<(), SamplerError> {
+    let lists = [("timesteps", &spec.timesteps, info.takes_timesteps), ("sigmas", &spec.sigmas, info.takes_sigmas)];
+    for (param, list, taken) in lists {
+        let Some(list) = list else { continue };
+        if !taken {
+            let fits = |other: &SamplerInfo| if param == "sigmas" { other.takes_sigmas } else { other.takes_timesteps };
+            return Err(no_use(param, info, fits));
+        }
+        if asked != Schedule::Default {
+            return Err(SamplerError::new(
+                param,
+                format!("explicit {param} and schedule {} exclude each other", asked.name()),
+            ));
+        }
+        if spec.timesteps.is_some() && spec.sigmas.is_some() {
+            return Err(SamplerError::new(param, "timesteps and sigmas exclude each other"));
+        }
+        let wanted = spec.steps + usize::from(param == "sigmas" && !settings.flow);
+        if list.len() != wanted {
+            return Err(SamplerError::new(
+                param,
+                format!("{} {param} for {} steps; {wanted} are needed", list.len(), spec.steps),
+            ));
+        }
+        let falling = list.windows(2).all(|pair| pair[0] > pair[1]);
+        let least = if param == "sigmas" && settings.flow { f64::MIN_POSITIVE } else { 0.0 };
+        if !falling || !list.iter().all(|v| v.is_finite() && *v >= least) {
+            return Err(SamplerError::new(param, format!("{param} must be finite, not negative, and fall")));
+        }
+        let whole = info.method.class(settings.flow).is_indexed();
+        if param == "timesteps" && whole && list.iter().any(|t| t.fract() != 0.0) {
+            return Err(SamplerError::new(param, format!("sampler {} needs whole timesteps", info.name)));
+        }
+        let top = if settings.flow { 1.0 } else { f64::INFINITY };
+        if param == "sigmas" && list[0] > top {
+            return Err(SamplerError::new(param, format!("a flow's sigmas are at most 1, not {}", list[0])));
+        }
+        if param == "timesteps" && list[0] > settings.train_steps as f64 {
+            return Err(SamplerError::new(param, format!("timesteps are at most {}", settings.train_steps)));
+        }
+    }
     Ok(())
-}
-
-fn round(values: Vec<f64>) -> Vec<f64> {
-    values.into_iter().map(|v| f64::from(v as f32)).collect()
-}
-
-/// Timesteps and levels of the samplers that look ᾱ up at whole timesteps.
-fn levels_of_timesteps(settings: &Settings, training: &Training, n: usize) -> (Vec<f64>, Vec<f64>) {
-    let timesteps = schedule::spread(settings.spacing, settings.train_steps, n, settings.offset, true);
-    let mut sigmas: Vec<f64> = timesteps.iter().map(|t| training.sigma(*t)).collect();
-    sigmas.push(0.0);
-    (timesteps, sigmas)
-}
-
-/// Timesteps and levels of the samplers in sigma (Euler and its kin).
-fn levels_in_sigma(
-    settings: &Settings,
-    training: &Training,
-    spec: &SamplingSpec,
-) -> Result<(Vec<f64>, Vec<f64>), SamplerError> {
-    let n = spec.steps;
-    let timesteps = round(schedule::spread(settings.spacing, settings.train_steps, n, settings.offset, false));
-    let spread: Vec<f64> = timesteps.iter().map(|t| training.sigma(*t)).collect();
-    let max = settings.sigma_max.unwrap_or(spread[0]);
-    let min = settings.sigma_min.unwrap_or(spread[n - 1]);
-    let curved = curve(settings.schedule, training, max, min, n);
-    let (timesteps, mut sigmas) = match curved {
-        None => (timesteps, spread),
-        Some(sigmas) => (round(sigmas.iter().map(|s| training.timestep(*s)).collect()), sigmas),
-    };
-    sigmas.push(if settings.ends_at_sigma_min { f64::from(training.sigmas[0]) } else { 0.0 });
-    Ok((timesteps, round(sigmas)))
-}
-
-/// Timesteps and levels of the multistep solvers, which spread one step more and curve over the whole trained range.
-fn levels_of_multistep(
-    settings: &Settings,
-    training: &Training,
-    spec: &SamplingSpec,
-) -> Result<(Vec<f64>, Vec<f64>), SamplerError> {
-    let n = spec.steps;
-    let whole = training.sigmas.len();
-    let (max, min) = (f64::from(training.sigmas[whole - 1]), f64::from(training.sigmas[0]));
-    let (timesteps, mut sigmas) = match curve(settings.schedule, training, max, min, n) {
-        None => {
-            let clipped =
-                training.log_sigmas.iter().rev().take_while(|s| -f64::from(**s) < settings.lambda_min_clipped).count();
-            let last = settings.train_steps - clipped;
-            let timesteps = schedule::spread_open(settings.spacing, settings.train_steps, last, n, settings.offset);
-            let sigmas = timesteps.iter().map(|t| training.sigma(*t)).collect();
-            (timesteps, sigmas)
-        }
-        Some(sigmas) => {
-            let timesteps = sigmas.iter().map(|s| training.timestep(*s));
-            // diffusers rounds Karras' and Lu's timesteps and truncates the others'.
-            let timesteps = match settings.schedule {
-                Schedule::Karras | Schedule::Lu => timesteps.map(f64::round_ties_even).collect(),
-                _ => timesteps.map(f64::trunc).collect(),
-            };
-            (timesteps, sigmas)
-        }
-    };
-    sigmas.push(if settings.ends_at_sigma_min { min } else { 0.0 });
-    Ok((timesteps, round(sigmas)))
-}
-
-/// The levels of a schedule that is a curve between two of them; `None` for those that are spread over timesteps.
-fn curve(schedule: Schedule, training: &Training, max: f64, min: f64, n: usize) -> Option<Vec<f64>> {
-    Some(match schedule {
-        Schedule::Karras => schedule::karras(max, min, n),
-        Schedule::Exponential => schedule::exponential(max, min, n),
-        Schedule::Beta => schedule::beta(max, min, n),
-        Schedule::Lu => schedule::lu(training, n),
-        Schedule::KlOptimal => schedule::kl_optimal(max, min, n),
-        Schedule::LinearQuadratic => schedule::linear_quadratic(max, n),
-        Schedule::AlignYourSteps => schedule::align_your_steps(false, n),
-        Schedule::AlignYourStepsSdxl => schedule::align_your_steps(true, n),
-        Schedule::Default | Schedule::Normal | Schedule::Simple | Schedule::SgmUniform | Schedule::DdimUniform => {
-            return None;
-        }
-    })
 }

@@ -1,7 +1,5 @@
 //! diffusers' `Class.from_config(config)`: a scheduler file read as another class would read it.
 
-#![allow(dead_code, reason = "some classes and keys are read by samplers that the next changes add")]
-
 use super::config::SchedulerConfig;
 use super::{SamplerError, Schedule};
 
@@ -26,6 +24,13 @@ pub(super) enum Class {
     Tcd,
     FlowEuler,
     FlowHeun,
+}
+
+impl Class {
+    /// Whether the class looks ᾱ up at whole timesteps instead of working in sigma.
+    pub(super) fn is_indexed(self) -> bool {
+        matches!(self, Self::Ddim | Self::Ddpm | Self::Pndm | Self::Lcm | Self::Tcd)
+    }
 }
 
 /// What the model's output is.
@@ -172,7 +177,7 @@ impl Settings {
             alpha_to_one: config.set_alpha_to_one.unwrap_or(class != Class::Pndm),
             skip_prk: config.skip_prk_steps.unwrap_or(false),
             variance: config.variance_type.clone().unwrap_or_else(|| "fixed_small".into()),
-            order: config.solver_order.unwrap_or(2),
+            order: if class == Class::Lms { 4 } else { config.solver_order.unwrap_or(2) },
             solver: config.solver_type.clone().unwrap_or_default(),
             algorithm: config.algorithm_type.clone().unwrap_or_default(),
             lower_order_final: config.lower_order_final.unwrap_or(class != Class::DpmSinglestep),
@@ -188,7 +193,7 @@ impl Settings {
                 _ => config.flow_shift.or(config.shift),
             }
             .unwrap_or(1.0),
-            dynamic_shift: class != Class::FlowHeun && config.use_dynamic_shifting.unwrap_or(false),
+            dynamic_shift: config.use_dynamic_shifting.unwrap_or(false),
             base_shift: config.base_shift.unwrap_or(0.5),
             max_shift: config.max_shift.unwrap_or(1.15),
             base_tokens: config.base_image_seq_len.unwrap_or(256),

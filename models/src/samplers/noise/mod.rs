@@ -1,8 +1,12 @@
 //! Where randomness comes from.
 
+mod brownian;
 mod normal;
+mod philox;
 mod torch_cpu;
 
+pub use brownian::BrownianTree;
+pub use philox::TorchCuda;
 pub use torch_cpu::TorchCpu;
 
 use candle_core::{Device, Tensor};
@@ -40,23 +44,37 @@ pub enum NoiseSource {
     /// `torch.Generator("cpu")`: mt19937 and torch's normal transform, bit for bit.
     #[default]
     TorchCpu,
+    /// `torch.Generator("cuda")`: Philox, for pictures made elsewhere on a GPU.
+    TorchCuda,
+    /// One Brownian path by seed, as torchsde makes it, for the steps of the SDE samplers; what else is drawn is
+    /// torch's CPU noise.
+    Brownian,
 }
 
 impl NoiseSource {
     /// Every source, for messages that name what is possible.
-    pub const ALL: [Self; 1] = [Self::TorchCpu];
+    pub const ALL: [Self; 3] = [Self::TorchCpu, Self::TorchCuda, Self::Brownian];
 
     /// The name in requests.
     pub fn name(self) -> &'static str {
         match self {
             Self::TorchCpu => "torch_cpu",
+            Self::TorchCuda => "torch_cuda",
+            Self::Brownian => "brownian",
         }
     }
 
-    /// Opens a stream of this source.
+    /// The source of this name.
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|source| source.name() == name)
+    }
+
+    /// Opens a stream of this source. The Brownian path itself begins in [`Plan::start`](super::Plan::start), which knows
+    /// the levels that it spans.
     pub fn open(self, seed: u64) -> Box<dyn Noise> {
         match self {
-            Self::TorchCpu => Box::new(TorchCpu::new(seed)),
+            Self::TorchCpu | Self::Brownian => Box::new(TorchCpu::new(seed)),
+            Self::TorchCuda => Box::new(TorchCuda::new(seed)),
         }
     }
 }

@@ -4,11 +4,12 @@
 
 use candle_core::Tensor;
 
+use super::answers_from_walk;
 use crate::Result;
 use crate::samplers::machine::{Reader, Walk, mix};
 use crate::samplers::settings::Settings;
 use crate::samplers::training::Training;
-use crate::samplers::{Progress, Query, Sampler};
+use crate::samplers::{Query, Sampler};
 
 pub(in crate::samplers) struct Ddim {
     walk: Walk,
@@ -57,15 +58,5 @@ impl Sampler for Ddim {
         Ok(())
     }
 
-    fn progress(&self) -> Progress {
-        self.walk.progress()
-    }
-
-    fn latents(&self) -> &Tensor {
-        &self.walk.latents
-    }
-
-    fn denoised(&self) -> Option<&Tensor> {
-        self.walk.denoised.as_ref()
-    }
+    answers_from_walk!();
 }

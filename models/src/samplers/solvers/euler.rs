@@ -6,25 +6,28 @@
 
 use candle_core::Tensor;
 
+use super::answers_from_walk;
 use crate::Result;
 use crate::samplers::machine::{Reader, Walk, mix};
-use crate::samplers::{Progress, Query, Sampler};
+use crate::samplers::{Query, Sampler};
 
 pub(in crate::samplers) struct Euler {
     walk: Walk,
     reader: Reader,
-    ancestral: bool,
+    /// How much of the ancestral noise is put back; 0 is plain Euler.
+    eta: f64,
 }
 
 impl Euler {
-    pub(in crate::samplers) fn new(walk: Walk, reader: Reader, ancestral: bool) -> Self {
-        Self { walk, reader, ancestral }
+    pub(in crate::samplers) fn new(walk: Walk, reader: Reader, eta: f64) -> Self {
+        Self { walk, reader, eta }
     }
 }
 
-/// Splits a step from level `from` to `to` into the level to step down to and the noise to come back with.
-pub(super) fn ancestral(from: f64, to: f64) -> (f64, f64) {
-    let up = (to * to * (from * from - to * to) / (from * from)).max(0.0).sqrt();
+/// Splits a step from level `from` to `to` into the level to step down to and the noise to come back with, of
+/// which `eta` is the share (k-diffusion's `get_ancestral_step`).
+pub(super) fn ancestral(from: f64, to: f64, eta: f64) -> (f64, f64) {
+    let up = to.min(eta * (to * to * (from * from - to * to) / (from * from)).max(0.0).sqrt());
     ((to * to - up * up).max(0.0).sqrt(), up)
 }
 
@@ -36,7 +39,7 @@ impl Sampler for Euler {
     fn advance(&mut self, output: &Tensor) -> Result<()> {
         let (from, to) = self.walk.levels();
         let clean = self.reader.clean(&self.walk.latents, output, from)?;
-        let (down, up) = if self.ancestral { ancestral(from, to) } else { (to, 0.0) };
+        let (down, up) = ancestral(from, to, self.eta);
         // x + (x - clean) / σ · (σ' - σ).
         let mut latents = mix(&[(down / from, &self.walk.latents), (1.0 - down / from, &clean)])?;
         if up > 0.0 {
@@ -48,15 +51,5 @@ impl Sampler for Euler {
         Ok(())
     }
 
-    fn progress(&self) -> Progress {
-        self.walk.progress()
-    }
-
-    fn latents(&self) -> &Tensor {
-        &self.walk.latents
-    }
-
-    fn denoised(&self) -> Option<&Tensor> {
-        self.walk.denoised.as_ref()
-    }
+    answers_from_walk!();
 }
