@@ -196,23 +196,17 @@ impl WithSimd for Softmax<'_> {
         // Where every key so far is forbidden, e^-∞ is 0 about any other number; about -∞ it would be NaN.
         let about = if high == f32::NEG_INFINITY { 0.0 } else { high };
         let (zero, about_lanes) = (simd.splat_f32s(0.0), simd.splat_f32s(about));
-        let weigh = |x| {
-            let x = simd.sub_f32s(x, about_lanes);
-            // A forbidden key counts nothing at all, which `exp` alone would not give.
-            let low = simd.less_than_f32s(x, simd.splat_f32s(EXP_LOW));
-            simd.select_f32s(low, zero, math::exp(simd, x))
-        };
         let mut total = zero;
         // SAFETY: as above; the rest is less than a vector.
         unsafe {
             for index in (0..whole).step_by(S::F32_LANES) {
-                let weight = weigh(load(simd, values.add(index), S::F32_LANES));
+                let weight = weigh(simd, load(simd, values.add(index), S::F32_LANES), about_lanes);
                 store(simd, values.add(index), S::F32_LANES, weight);
                 total = simd.add_f32s(total, weight);
             }
             if whole < len {
                 let left = len - whole;
-                let weight = weigh(load(simd, values.add(whole), left));
+                let weight = weigh(simd, load(simd, values.add(whole), left), about_lanes);
                 let weight = simd.select_f32s(simd.mask_between_m32s(0, left as u32).mask(), weight, zero);
                 store(simd, values.add(whole), left, weight);
                 total = simd.add_f32s(total, weight);
@@ -223,4 +217,12 @@ impl WithSimd for Softmax<'_> {
         *self.high = high;
         fade
     }
+}
+
+/// e^(score - about); a forbidden key counts nothing at all, which `exp` alone would not give.
+#[inline(always)]
+fn weigh<S: Simd>(simd: S, score: S::f32s, about: S::f32s) -> S::f32s {
+    let x = simd.sub_f32s(score, about);
+    let low = simd.less_than_f32s(x, simd.splat_f32s(EXP_LOW));
+    simd.select_f32s(low, simd.splat_f32s(0.0), math::exp(simd, x))
 }

@@ -7,7 +7,7 @@ use super::{
     buffer::{Target, filled, room},
     math,
     pool::tasks,
-    simd::{dispatch, load, store},
+    simd::{dispatch, load, load_at, store},
     tensor, with_values,
 };
 
@@ -199,9 +199,12 @@ impl WithSimd for Scale<'_> {
                 let left = channels - channel;
                 // SAFETY: no more is read or written than the line has left.
                 unsafe {
-                    let of = |values: &[f32]| load(simd, values.as_ptr().add(channel), left);
-                    let x = simd.sub_f32s(of(line), of(&self.map.means));
-                    let y = simd.mul_add_e_f32s(x, of(&self.map.scales), of(&self.map.biases));
+                    let x = simd.sub_f32s(load_at(simd, line, channel), load_at(simd, &self.map.means, channel));
+                    let y = simd.mul_add_e_f32s(
+                        x,
+                        load_at(simd, &self.map.scales, channel),
+                        load_at(simd, &self.map.biases, channel),
+                    );
                     let y = if self.silu { math::silu(simd, y) } else { y };
                     store(simd, self.to.add(index * channels + channel), left, y);
                 }
@@ -266,12 +269,13 @@ impl WithSimd for Lines<'_> {
                 let left = self.channels - channel;
                 // SAFETY: no more is read or written than the line has left; weight and bias have as many values.
                 unsafe {
-                    let of = |values: &[f32]| load(simd, values.as_ptr().add(channel), left);
-                    let mut y = simd.mul_f32s(simd.sub_f32s(of(line), mean), factor);
+                    let mut y = simd.mul_f32s(simd.sub_f32s(load_at(simd, line, channel), mean), factor);
                     y = match (self.weight, self.bias) {
-                        (Some(weight), Some(bias)) => simd.mul_add_e_f32s(y, of(weight), of(bias)),
-                        (Some(weight), None) => simd.mul_f32s(y, of(weight)),
-                        (None, Some(bias)) => simd.add_f32s(y, of(bias)),
+                        (Some(weight), Some(bias)) => {
+                            simd.mul_add_e_f32s(y, load_at(simd, weight, channel), load_at(simd, bias, channel))
+                        }
+                        (Some(weight), None) => simd.mul_f32s(y, load_at(simd, weight, channel)),
+                        (None, Some(bias)) => simd.add_f32s(y, load_at(simd, bias, channel)),
                         (None, None) => y,
                     };
                     store(simd, self.to.add(index * self.channels + channel), left, y);
