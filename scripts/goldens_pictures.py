@@ -71,7 +71,7 @@ PICTURES = {
     "deep": [
         *EVERY_SAMPLER, case(WIZARD, ODD, seed=50, steps=25), case(skip=2, seed=51, negative="blurry"),
         case(steps=1, seed=52),
-        case(WORLD, n=3, steps=2, seed=53, guidance=1.0), case(WIZARD, ODD, steps=10, strength=0.3, seed=54),
+        case(steps=7, strength=0.6, seed=55, sampler="ddim", guidance=2.0), case(WORLD, n=3, steps=2, seed=53, guidance=1.0), case(WIZARD, ODD, steps=10, strength=0.3, seed=54),
     ],
     "small": [
         # Its file says nothing of clip_sample, so ddim clamps to the class's default; over many steps that is chaos.
@@ -125,8 +125,12 @@ def render(pipe, own, c):
     finished = []
     decode = pipe.vae.decode
     pipe.vae.decode = lambda z, **kwargs: (finished.append(z * pipe.vae.config.scaling_factor), decode(z, **kwargs))[1]
-    # The pipeline corrects keys of its own scheduler; what it has only by default, from_config leaves to the new class.
+    # A pipeline corrects keys of the scheduler that it is made with; what that has only by default, from_config leaves
+    # to the class that is chosen afterwards.
     pipe.scheduler = own
+    if c["strength"] is not None:
+        pipe = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
     if c["sampler"]:
         pipe.scheduler = SAMPLERS[c["sampler"]].from_config(own.config, **SCHEDULES[c["schedule"]])
     args = dict(prompt=c["prompt"], negative_prompt=c["negative"], num_inference_steps=c["steps"],
@@ -136,9 +140,7 @@ def render(pipe, own, c):
     if c["strength"] is None:
         images = pipe(width=c["width"], height=c["height"], guidance_rescale=c["guidance_rescale"], **args).images
     else:
-        again = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-        again.set_progress_bar_config(disable=True)
-        images = again(image=start_image(c["width"], c["height"]), strength=c["strength"], **args).images
+        images = pipe(image=start_image(c["width"], c["height"]), strength=c["strength"], **args).images
     pipe.vae.decode = decode
     return [np.asarray(image) for image in images], torch.cat(finished)
 

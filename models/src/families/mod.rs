@@ -4,6 +4,7 @@ mod card_file;
 mod guidance;
 mod pixels;
 mod sd;
+mod sd_schedulers;
 mod unet_memory;
 
 use std::sync::Arc;

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::guidance::{distilled_guidance, guide};
+use super::sd_schedulers::Schedulers;
 use super::{Family, Placement, card_file, pixels, unet_memory};
 use crate::autoencoders::{AutoencoderKl, AutoencoderKlConfig, Tiling};
 use crate::denoisers::{Adapters, Condition, Context, Hooks, SampleSize, UNet, UNetConfig};
-use crate::samplers::{
-    ModelKind, Noise, NoiseSource, Plan, PlanContext, SamplerInfo, SchedulerConfig, StrengthRule, catalogue,
-};
+use crate::samplers::{ModelKind, Noise, NoiseSource, SamplerInfo, SchedulerConfig, StrengthRule, catalogue};
 use crate::text::{ClipText, ClipTextConfig, ClipTokenizer, Tokens};
 use crate::weights::Repository;
 use crate::{
@@ -31,7 +30,6 @@ pub(super) const FAMILY: Family = Family {
 const UNET: &str = "unet/config.json";
 const VAE: &str = "vae/config.json";
 const TEXT: &str = "text_encoder/config.json";
-const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
 /// diffusers' default steps and guidance of the family.
 const STEPS: usize = 50;
@@ -56,7 +54,7 @@ struct StableDiffusion {
     text_config: ClipTextConfig,
     unet: UNet,
     vae: AutoencoderKl,
-    scheduler: SchedulerConfig,
+    schedulers: Schedulers,
 }
 
 /// A row's prompts as the denoiser projects them, once a picture.
@@ -73,9 +71,7 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let vae_config = AutoencoderKlConfig::from_json(VAE, &repository.text(VAE)?)?;
     let text_config: ClipTextConfig = repository.json(TEXT)?;
     text_config.check(TEXT)?;
-    let scheduler = SchedulerConfig::from_json(&repository.text(SCHEDULER)?).map_err(|e| Error::file(SCHEDULER, e))?;
-    // diffusers' pipelines of this family correct these two keys of old scheduler files, whatever they say.
-    let scheduler = SchedulerConfig { steps_offset: Some(1), clip_sample: Some(false), ..scheduler };
+    let schedulers = Schedulers::read(repository)?;
     let tokenizer = ClipTokenizer::open(repository, "tokenizer")?;
     check_parts(&unet_config, &vae_config, &text_config, &tokenizer)?;
 
@@ -88,14 +84,15 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let parts = ["text_encoder", "unet", "vae"].map(|part| repository.parameters(part));
     let parameters = parts.into_iter().sum::<Result<u64>>()?;
     let context = tokenizer.max_length().unwrap_or(text_config.max_position_embeddings);
-    let mut card = card(&unet_config, &vae_config, &scheduler)?;
+    let mut card = card(&unet_config, &vae_config, schedulers.own())?;
     card.context_tokens = context;
     card.parameters = parameters;
     card.dtype = dtype.as_str().to_owned();
     card_file::apply(repository, &mut card)?;
+    schedulers.check(&card.sampler, card.steps)?;
     let placement = placement.clone();
     let name = name.to_owned();
-    Ok(Arc::new(StableDiffusion { name, card, placement, tokenizer, text, text_config, unet, vae, scheduler }))
+    Ok(Arc::new(StableDiffusion { name, card, placement, tokenizer, text, text_config, unet, vae, schedulers }))
 }
 
 /// Refuses parts that are not made for each other.
@@ -257,7 +254,7 @@ impl Pipeline for StableDiffusion {
         let device = &self.placement.device;
         let mut sampling = spec.sampling.clone();
         sampling.sampler.get_or_insert_with(|| self.card.sampler.clone());
-        let mut plan = Plan::new(&sampling, &self.scheduler, PlanContext::default())?;
+        let mut plan = self.schedulers.plan(&sampling)?;
 
         let mut noise = NoiseSource::TorchCpu.open(spec.seed);
         let [c, h, w] = shape;

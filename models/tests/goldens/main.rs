@@ -6,7 +6,11 @@
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod folders;
+#[cfg(test)]
 mod noise;
+#[cfg(test)]
+mod pictures;
 #[cfg(test)]
 mod text;
 #[cfg(test)]

@@ -1,0 +1,81 @@
+//! The scheduler file of a Stable Diffusion model, as diffusers' pipelines of the family read it.
+
+use crate::samplers::{Plan, PlanContext, SamplerInfo, SamplingSpec, SchedulerConfig, find};
+use crate::weights::Repository;
+use crate::{Error, Result};
+
+/// Where the file is.
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+
+/// The scheduler file twice, because diffusers' pipelines correct two keys of it.
+///
+/// Whatever the file says, their own scheduler has a `steps_offset` of 1 and no `clip_sample`. A sampler that is chosen
+/// instead, by `Class.from_config(pipe.scheduler.config)`, sees the correction only of the keys that stand in the
+/// file: `from_config` drops what the pipeline's scheduler had by default, corrected or not.
+pub(super) struct Schedulers {
+    own: SchedulerConfig,
+    chosen: SchedulerConfig,
+}
+
+impl Schedulers {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// Names the file and the key when it cannot be read, or no sampler could be set up with it.
+    pub(super) fn read(repository: &Repository) -> Result<Self> {
+        let file = SchedulerConfig::from_json(&repository.text(SCHEDULER)?).map_err(|e| Error::file(SCHEDULER, e))?;
+        let (steps_offset, clip_sample) = (file.steps_offset.map(|_| 1), file.clip_sample.map(|_| false));
+        let chosen = SchedulerConfig { steps_offset, clip_sample, ..file };
+        let own = SchedulerConfig { steps_offset: Some(1), clip_sample: Some(false), ..chosen.clone() };
+        Ok(Self { own, chosen })
+    }
+
+    /// The file as the model's own scheduler reads it.
+    pub(super) fn own(&self) -> &SchedulerConfig {
+        &self.own
+    }
+
+    /// Refuses values in the file that `sampler`, the model's default one, cannot be set up with for that many steps.
+    ///
+    /// # Errors
+    /// Names the file and the key.
+    pub(super) fn check(&self, sampler: &str, steps: usize) -> Result<()> {
+        let spec = SamplingSpec::steps(steps).with_sampler(sampler);
+        self.plan(&spec).map(|_| ()).map_err(|error| Error::file(SCHEDULER, error))
+    }
+
+    /// The plan of a request, which names its sampler.
+    ///
+    /// # Errors
+    /// When the combination is impossible; the message says what is possible.
+    pub(super) fn plan(&self, spec: &SamplingSpec) -> Result<Plan> {
+        let asked = spec.sampler.as_deref().and_then(find).map(|info| info.name);
+        let own = SamplerInfo::of_model(&self.own).ok().map(|info| info.name);
+        let config = if asked == own { &self.own } else { &self.chosen };
+        Ok(Plan::new(spec, config, PlanContext::default())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The timesteps of two steps with this sampler and this scheduler file.
+    fn timesteps(sampler: &str, keys: &str) -> Vec<f64> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("model_index.json"), "{}").unwrap();
+        std::fs::create_dir(dir.path().join("scheduler")).unwrap();
+        let json = format!(r#"{{"_class_name": "DDIMScheduler", "timestep_spacing": "leading"{keys}}}"#);
+        std::fs::write(dir.path().join(SCHEDULER), json).unwrap();
+        let schedulers = Schedulers::read(&Repository::folder(dir.path()).unwrap()).unwrap();
+        schedulers.plan(&SamplingSpec::steps(2).with_sampler(sampler)).unwrap().timesteps().to_vec()
+    }
+
+    #[test]
+    fn the_models_own_scheduler_is_corrected_and_another_only_where_the_file_has_the_key() {
+        assert_eq!(timesteps("ddim", ""), [501.0, 1.0]);
+        assert_eq!(timesteps("ddim", r#", "steps_offset": 0"#), [501.0, 1.0]);
+        assert_eq!(timesteps("euler", ""), [500.0, 0.0]);
+        assert_eq!(timesteps("euler", r#", "steps_offset": 0"#), [501.0, 1.0]);
+    }
+}
