@@ -10,8 +10,8 @@ pub struct Distances {
     pub psnr: f64,
     /// Structural similarity (Wang et al., 2004), 1 for equal pictures.
     pub ssim: f64,
-    /// A perceptual distance: 100 less the SSIMULACRA 2 score (Sneyers, 2022), 0 for equal pictures; about 10 is hard to
-    /// see, 30 is visible, 70 and above is another picture.
+    /// A perceptual distance: 100 less the SSIMULACRA 2 score (Sneyers, 2022), 0 for equal pictures; about
+    /// 10 is hard to see, 30 is visible, above 100 is another picture.
     pub perceptual: f64,
 }
 

@@ -49,7 +49,7 @@ impl Measure {
         match self {
             Self::Psnr => "PSNR in dB (higher is closer)",
             Self::Ssim => "SSIM (higher is closer)",
-            Self::Perceptual => "perceptual distance (lower is closer)",
+            Self::Perceptual => "perceptual distance (lower is closer, cut at 150)",
         }
     }
 
@@ -57,7 +57,8 @@ impl Measure {
         match self {
             Self::Psnr => summary.psnr,
             Self::Ssim => summary.ssim,
-            Self::Perceptual => summary.perceptual,
+            // A picture that broke down is thousands away, and would press every other curve flat.
+            Self::Perceptual => summary.perceptual.min(150.0),
         }
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Samplers {
     #[arg(long, value_name = "TEXT", default_value = "a red circle on a blue background")]
     prompt: Vec<String>,
     /// Samplers by name; `all` is every one that suits the model.
-    #[arg(long, value_delimiter = ',', default_value = "ddim,euler,dpmpp_2m")]
+    #[arg(long, value_delimiter = ',', default_value = "ddim,euler,heun,dpmpp_2m,unipc")]
     samplers: Vec<String>,
     /// Schedules by name.
     #[arg(long, value_delimiter = ',', default_value = "default")]
@@ -44,8 +44,8 @@ pub(super) struct Samplers {
     /// Width and height in pixels; without it, the model's.
     #[arg(long, value_name = "WxH")]
     size: Option<String>,
-    /// The reference: sampler and steps, as in dpmpp_2m:200. It should have converged.
-    #[arg(long, value_name = "SAMPLER:STEPS", default_value = "dpmpp_2m:200", value_parser = reference)]
+    /// The reference: sampler and steps, as in heun:100. It should have converged.
+    #[arg(long, value_name = "SAMPLER:STEPS", default_value = "heun:100", value_parser = reference)]
     reference: Setting,
     /// The folder for results.csv, results.json, report.html and the pictures.
     #[arg(short, long, value_name = "DIR")]
