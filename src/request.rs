@@ -14,6 +14,7 @@ pub use resolve::{Resolver, ResolverError};
 use std::collections::BTreeMap;
 
 use easel_models::Size;
+use easel_models::samplers::NoiseSource;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -43,6 +44,8 @@ pub struct GenerationRequest {
     pub sampler: Option<String>,
     /// Schedule by name.
     pub schedule: Option<String>,
+    /// What else is set of the sampler.
+    pub sampling: SamplingOptions,
     /// CLIP layers left out at the end.
     pub clip_skip: Option<u64>,
     /// The files' format.
@@ -97,6 +100,37 @@ pub enum SizeAsked {
     Height(u32),
     /// A ratio of width to height, with the model's own pixel count.
     Aspect(f64, f64),
+}
+
+/// What a request may set of its sampler besides name and schedule; `None` is the model's or the method's own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct SamplingOptions {
+    /// How much noise a step adds anew, where the method has it: DDIM's eta and its like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta: Option<f64>,
+    /// The solver's order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<usize>,
+    /// The solver's variant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solver: Option<String>,
+    /// The shift of a flow model's schedule towards noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
+    /// Where the noise comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub noise: Option<NoiseSource>,
+    /// Explicit timesteps instead of a schedule, one a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<Vec<f64>>,
+    /// Explicit sigmas instead of a schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigmas: Option<Vec<f64>>,
+    /// diffusers' `guidance_rescale` (Lin et al., 2023, section 3.4).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_rescale: Option<f64>,
 }
 
 /// A picture file's format.
@@ -188,6 +222,9 @@ pub struct ResolvedRequest {
     pub sampler: String,
     /// The schedule's name.
     pub schedule: String,
+    /// What else was set of the sampler.
+    #[serde(flatten)]
+    pub sampling: SamplingOptions,
     /// CLIP layers left out at the end.
     pub clip_skip: usize,
     /// The files' format.

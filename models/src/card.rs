@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::samplers::SchedulerConfig;
+
 /// A picture's size in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Size {
@@ -132,4 +134,7 @@ pub struct ModelCard {
     pub parameters: u64,
     /// The type that the denoiser computes in: `f32`, `bf16` or `f16`.
     pub dtype: String,
+    /// The scheduler file as the model's pipeline reads it: what samplers are set up from, and checked against.
+    #[serde(skip)]
+    pub scheduler: SchedulerConfig,
 }

@@ -239,9 +239,10 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let code = match &error {
             RequestError::Missing { .. } => Code::MissingParameter,
-            RequestError::WrongType { .. } | RequestError::InvalidValue { .. } | RequestError::Contradiction { .. } => {
-                Code::InvalidRequest
-            }
+            RequestError::WrongType { .. }
+            | RequestError::InvalidValue { .. }
+            | RequestError::Contradiction { .. }
+            | RequestError::Sampling { .. } => Code::InvalidRequest,
             RequestError::Unsupported { .. } => Code::UnsupportedParameter,
             RequestError::UnsupportedSize { .. } => Code::UnsupportedSize,
             RequestError::UnknownModel { .. } => Code::ModelNotFound,

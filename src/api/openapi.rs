@@ -200,6 +200,7 @@ fn property(field: &Field) -> Value {
             range
         }
         Kind::Number { min, max } => json!({"type": "number", "minimum": min, "maximum": max}),
+        Kind::Numbers => json!({"type": "array", "items": {"type": "number"}}),
         Kind::Flag => json!({"type": "boolean"}),
         Kind::OneOf(names) => json!({"type": "string", "enum": names}),
         Kind::Size => json!({"oneOf": [

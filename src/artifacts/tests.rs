@@ -24,6 +24,7 @@ fn request() -> ResolvedRequest {
         seed: 42,
         sampler: "dpmpp_2m".into(),
         schedule: "karras".into(),
+        sampling: Default::default(),
         clip_skip: 1,
         output_format: OutputFormat::Png,
         output_compression: 100,

@@ -129,6 +129,7 @@ impl Job {
             denoise: last.saturating_duration_since(first),
             decode: Duration::ZERO,
             steps: self.steps,
+            model_calls: self.calls,
             batch_rows_mean: self.call_rows as f64 / self.calls.max(1) as f64,
             prompt_tokens: positive.map_or(0, |conditioning| conditioning.tokens),
             truncated: positive.is_some_and(|conditioning| conditioning.truncated.is_some()),

@@ -128,6 +128,8 @@ pub struct WorkMetrics {
     pub decode: Duration,
     /// Denoising steps of all its pictures together.
     pub steps: usize,
+    /// Model calls that it took part in.
+    pub model_calls: usize,
     /// Rows in the model calls it took part in, on average.
     pub batch_rows_mean: f64,
     /// Tokens of the prompt.

@@ -49,6 +49,14 @@ pub enum RequestError {
         /// What is missing, and what to do instead.
         why: String,
     },
+    /// The sampler cannot be set up as asked.
+    #[error("{message}")]
+    Sampling {
+        /// The field at fault.
+        param: String,
+        /// What was asked and what is possible.
+        message: String,
+    },
     /// A size that the model cannot make.
     #[error("size {asked} cannot be made by {model}; the nearest it can make is {nearest}")]
     UnsupportedSize {
@@ -75,9 +83,11 @@ impl RequestError {
     /// The error's code on the native routes.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Missing { .. } | Self::WrongType { .. } | Self::InvalidValue { .. } | Self::Contradiction { .. } => {
-                "invalid_request"
-            }
+            Self::Missing { .. }
+            | Self::WrongType { .. }
+            | Self::InvalidValue { .. }
+            | Self::Contradiction { .. }
+            | Self::Sampling { .. } => "invalid_request",
             Self::Unsupported { .. } => "unsupported_parameter",
             Self::UnsupportedSize { .. } => "unsupported_size",
             Self::UnknownModel { .. } => "model_not_found",
@@ -92,6 +102,7 @@ impl RequestError {
             | Self::InvalidValue { param, .. }
             | Self::Contradiction { param, .. }
             | Self::Unsupported { param, .. }
+            | Self::Sampling { param, .. }
             | Self::UnsupportedSize { param, .. } => param,
             Self::UnknownModel { .. } => "model",
         }
@@ -105,6 +116,7 @@ impl RequestError {
         | Self::InvalidValue { param, .. }
         | Self::Contradiction { param, .. }
         | Self::Unsupported { param, .. }
+        | Self::Sampling { param, .. }
         | Self::UnsupportedSize { param, .. } = &mut self
         {
             let (field, rest) = param.split_at(param.find('.').unwrap_or(param.len()));

@@ -19,6 +19,8 @@ pub enum Kind {
         /// The most.
         max: f64,
     },
+    /// A list of numbers, as many as there may be steps and one more.
+    Numbers,
     /// `true` or `false`.
     Flag,
     /// One of these strings.
@@ -86,6 +88,19 @@ fields! {
         "Seed of the first picture; absent, a random one, which the reply tells.");
     SAMPLER = field("sampler", &["sampler_name"], Kind::Text, "One of `/v1/samplers`, by name or alias.");
     SCHEDULE = field("schedule", &["scheduler"], Kind::Text, "A noise schedule that `/v1/samplers` lists for the sampler.");
+    ETA = field("eta", &[], Kind::Number { min: 0.0, max: 1.0 },
+        "How much noise a step adds anew, for the samplers that have it.");
+    ORDER = field("order", &["solver_order"], Kind::Integer { min: 1, max: Some(4) },
+        "The solver's order, for the samplers that have several.");
+    SOLVER = field("solver", &["solver_type"], Kind::Text, "The solver's variant, for the samplers that have several.");
+    SHIFT = field("shift", &[], Kind::Number { min: 0.01, max: 100.0 }, "The shift of a flow model's schedule towards noise.");
+    NOISE = field("noise", &[], Kind::OneOf(&["torch_cpu", "torch_cuda", "brownian"]),
+        "Where the noise comes from: torch's CPU generator (the rule), its CUDA generator, or one Brownian path.");
+    TIMESTEPS = field("timesteps", &[], Kind::Numbers, "Explicit timesteps instead of a schedule, one a step, falling.");
+    SIGMAS = field("sigmas", &[], Kind::Numbers,
+        "Explicit sigmas instead of a schedule, falling: one a step and the last one's end; for flow models without the end.");
+    GUIDANCE_RESCALE = field("guidance_rescale", &[], Kind::Number { min: 0.0, max: 1.0 },
+        "Rescales the guided prediction towards the prompt's own spread (Lin et al., 2023); 0 is none.");
     CLIP_SKIP = field("clip_skip", &[], Kind::Integer { min: 0, max: None },
         "CLIP layers left out at the end, as diffusers counts: 1 is the last but one.");
     OUTPUT_FORMAT = field("output_format", &[], Kind::OneOf(&["png", "jpeg", "webp"]), "The files' format.");
@@ -115,10 +130,6 @@ fields! {
     VARIABLES = field("variables", &[], Kind::Unsupported, "prompt templates are not built yet");
     WEBHOOK_URL = field("webhook_url", &["webhook"], Kind::Unsupported,
         "webhooks are not built yet; watch the job at `/v1/jobs/{id}/events`");
-    ETA = field("eta", &[], Kind::Unsupported, "solver options are not built yet; choose a `sampler`");
-    SIGMAS = field("sigmas", &[], Kind::Unsupported, "explicit sigmas are not built yet; choose a `schedule`");
-    TIMESTEPS = field("timesteps", &[], Kind::Unsupported, "explicit timesteps are not built yet; choose a `schedule`");
-    GUIDANCE_RESCALE = field("guidance_rescale", &[], Kind::Unsupported, "guidance rescaling is not built yet");
 }
 
 #[cfg(test)]

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use easel_models::Size;
+use easel_models::samplers::NoiseSource;
 use serde_json::{Map, Value};
 
 use super::fields::{self, FIELDS, Field, Kind};
-use super::{Delivery, GenerationRequest, OutputFormat, Priority, RequestError, ResponseFormat, SizeAsked};
+use super::{
+    Delivery, GenerationRequest, OutputFormat, Priority, RequestError, ResponseFormat, SamplingOptions, SizeAsked,
+};
 
 /// Unknown fields that are named in warnings; the rest are only counted, so that a reply stays small.
 const UNKNOWN_NAMED: usize = 16;
@@ -39,6 +42,7 @@ fn read(body: &mut Body) -> Result<(GenerationRequest, Delivery), RequestError> 
         seed: body.integer(&fields::SEED)?,
         sampler: body.text(&fields::SAMPLER)?,
         schedule: body.text(&fields::SCHEDULE)?,
+        sampling: body.sampling()?,
         clip_skip: body.integer(&fields::CLIP_SKIP)?,
         output_format: body.output_format()?,
         output_compression: body.integer(&fields::OUTPUT_COMPRESSION)?,
@@ -149,6 +153,27 @@ impl Body {
             None => Ok(None),
             Some(value) => value.as_f64().map(Some).ok_or_else(|| wrong_type(field.name, "a number", &value)),
         }
+    }
+
+    fn numbers(&mut self, field: &Field) -> Result<Option<Vec<f64>>, RequestError> {
+        let Some(value) = self.take(field)? else { return Ok(None) };
+        let wrong = || wrong_type(field.name, "a list of numbers", &value);
+        let list = value.as_array().filter(|list| !list.is_empty()).ok_or_else(wrong)?;
+        list.iter().map(|number| number.as_f64().ok_or_else(wrong)).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn sampling(&mut self) -> Result<SamplingOptions, RequestError> {
+        Ok(SamplingOptions {
+            eta: self.number(&fields::ETA)?,
+            // A number too large for the machine is out of every range, which the resolver says.
+            order: self.integer(&fields::ORDER)?.map(|order| usize::try_from(order).unwrap_or(usize::MAX)),
+            solver: self.text(&fields::SOLVER)?,
+            shift: self.number(&fields::SHIFT)?,
+            noise: self.one_of(&fields::NOISE)?.and_then(|name| NoiseSource::find(&name)),
+            timesteps: self.numbers(&fields::TIMESTEPS)?,
+            sigmas: self.numbers(&fields::SIGMAS)?,
+            guidance_rescale: self.number(&fields::GUIDANCE_RESCALE)?,
+        })
     }
 
     fn one_of(&mut self, field: &Field) -> Result<Option<String>, RequestError> {

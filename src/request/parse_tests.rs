@@ -23,6 +23,7 @@ fn examples(field: &Field) -> (Vec<Value>, Vec<Value>) {
             vec![json!("3"), json!(2.5), json!(-1), json!(true), json!(1e300), json!(-1e300)],
         ),
         Kind::Number { .. } => (vec![json!(7), json!(7.5), json!(0)], vec![json!("7.5"), json!(false)]),
+        Kind::Numbers => (vec![json!([3, 2.5, 0])], vec![json!(3), json!("3"), json!(["3"]), json!([[1]]), json!([])]),
         Kind::Flag => (vec![json!(true), json!(false)], vec![json!("true"), json!(1)]),
         Kind::OneOf(names) => {
             (names.iter().map(|name| json!(name)).collect(), vec![json!("gif"), json!(""), json!(1), json!(true)])
@@ -57,7 +58,7 @@ fn examples(field: &Field) -> (Vec<Value>, Vec<Value>) {
         }
     };
     let bad = match field.kind {
-        Kind::Size | Kind::Labels | Kind::Unsupported => bad,
+        Kind::Size | Kind::Labels | Kind::Numbers | Kind::Unsupported => bad,
         _ => bad.into_iter().chain(fallback).collect(),
     };
     (good, bad)

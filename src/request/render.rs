@@ -3,7 +3,7 @@
 use easel_models::samplers::SamplingSpec;
 use easel_models::{Prompt, RenderSpec};
 
-use super::ResolvedRequest;
+use super::{ResolvedRequest, SamplingOptions};
 
 impl ResolvedRequest {
     /// The seed of picture `index`, which makes that picture alone.
@@ -21,20 +21,34 @@ impl ResolvedRequest {
         Prompt { text: self.negative_prompt.clone(), clip_skip: 0 }
     }
 
-    /// How each picture is to be rendered.
-    pub fn specs(&self) -> Vec<RenderSpec> {
-        let sampling = SamplingSpec {
+    /// Sampler, schedule and steps, with what else was set of them.
+    pub fn sampling_spec(&self) -> SamplingSpec {
+        let SamplingOptions { eta, order, solver, shift, noise, timesteps, sigmas, guidance_rescale: _ } =
+            self.sampling.clone();
+        SamplingSpec {
             sampler: Some(self.sampler.clone()),
             // A schedule that is named overrides the flags of the model's scheduler file; "default" does not name one.
             schedule: Some(self.schedule.clone()).filter(|schedule| schedule != "default"),
-            ..SamplingSpec::steps(self.steps)
-        };
+            steps: self.steps,
+            eta,
+            timesteps,
+            sigmas,
+            order,
+            solver,
+            shift,
+            noise,
+        }
+    }
+
+    /// How each picture is to be rendered.
+    pub fn specs(&self) -> Vec<RenderSpec> {
+        let sampling = self.sampling_spec();
         (0..self.n as usize)
             .map(|index| RenderSpec {
                 width: self.rendered.width,
                 height: self.rendered.height,
                 guidance: self.guidance,
-                guidance_rescale: 0.0,
+                guidance_rescale: self.sampling.guidance_rescale.unwrap_or(0.0),
                 seed: self.seed_of(index),
                 sampling: sampling.clone(),
                 init: None,

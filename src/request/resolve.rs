@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use easel_models::samplers::{self, SamplerInfo, Schedule};
+use easel_models::samplers::{self, Plan, PlanContext, SamplerInfo, Schedule};
 use easel_models::{Fit, ModelCard, Size};
 
 use super::fields::{self, Kind};
 use super::parse::quoted;
-use super::{GenerationRequest, Priority, RequestError, ResolvedRequest, SizeAsked, names};
+use super::{GenerationRequest, Priority, RequestError, ResolvedRequest, SamplingOptions, SizeAsked, names};
 use crate::config::{Limits, ModelsConfig};
 
 /// Checks requests and fills in their defaults. Clones share one table.
@@ -146,7 +146,8 @@ impl Resolver {
 
         let (delivered, rendered) = self.size(asked.size, model, card, &mut warnings)?;
         let n = whole(&fields::N, asked.n, u64::from(limits.max_n))?.unwrap_or(1);
-        let steps = whole(&fields::STEPS, asked.steps, limits.max_steps as u64)?;
+        let sampling_options = asked.sampling;
+        let steps = steps(asked.steps, &sampling_options, card.scheduler.is_flow(), limits)?.unwrap_or(card.steps);
         let (sampler, schedule) = sampling(asked.sampler.as_deref(), asked.schedule.as_deref(), model, card)?;
         let output_compression = whole(&fields::OUTPUT_COMPRESSION, asked.output_compression, 100)?;
         let partial_images = whole(&fields::PARTIAL_IMAGES, asked.partial_images, 3)?;
@@ -159,11 +160,12 @@ impl Resolver {
             width: delivered.width,
             height: delivered.height,
             rendered,
-            steps: steps.map_or(card.steps, |steps| usize::try_from(steps).unwrap_or(usize::MAX)),
+            steps,
             guidance,
             seed: asked.seed.unwrap_or_else(random_seed),
             sampler,
             schedule,
+            sampling: sampling_options,
             clip_skip: usize::try_from(clip_skip).unwrap_or(usize::MAX),
             output_format: asked.output_format.unwrap_or_default(),
             output_compression: narrow(output_compression.unwrap_or(100)),
@@ -171,6 +173,10 @@ impl Resolver {
             priority: asked.priority.unwrap_or(Priority::Normal),
             user: asked.user,
         };
+        number(&fields::GUIDANCE_RESCALE, resolved.sampling.guidance_rescale)?;
+        // What the numbers may be is the sampler's to say; asked here, so that a request that cannot be is no job.
+        Plan::new(&resolved.sampling_spec(), &card.scheduler, PlanContext::default())
+            .map_err(|error| RequestError::Sampling { param: error.param.into(), message: error.message })?;
         Ok((resolved, warnings))
     }
 
@@ -292,6 +298,45 @@ fn sampling(
         return Err(refuse(&fields::SCHEDULE, possible(), schedule.name()));
     }
     Ok((info.name.to_owned(), schedule.name().to_owned()))
+}
+
+/// The number of steps, where it is asked for: explicit timesteps and sigmas say it, too.
+fn steps(
+    asked: Option<u64>,
+    options: &SamplingOptions,
+    flow: bool,
+    limits: &Limits,
+) -> Result<Option<usize>, RequestError> {
+    let asked = whole(&fields::STEPS, asked, limits.max_steps as u64)?;
+    let asked = asked.map(|steps| usize::try_from(steps).unwrap_or(usize::MAX));
+    let (field, listed) = match (&options.timesteps, &options.sigmas) {
+        (None, None) => return Ok(asked),
+        (Some(_), Some(_)) => {
+            return Err(RequestError::Contradiction {
+                param: fields::SIGMAS.name.into(),
+                other: fields::TIMESTEPS.name.into(),
+                hint: "each is a whole schedule; send one".into(),
+            });
+        }
+        (Some(timesteps), None) => (&fields::TIMESTEPS, timesteps.len()),
+        // A diffusion model's sigmas end with the last step's end, a flow model's do not.
+        (None, Some(sigmas)) => (&fields::SIGMAS, sigmas.len() - usize::from(!flow).min(sigmas.len())),
+    };
+    if !(1..=limits.max_steps).contains(&listed) {
+        return Err(RequestError::InvalidValue {
+            param: field.name.into(),
+            wanted: format!("a list for 1 to {} steps", limits.max_steps),
+            asked: format!("one for {listed}"),
+        });
+    }
+    match asked {
+        Some(steps) if steps != listed => Err(RequestError::Contradiction {
+            param: fields::STEPS.name.into(),
+            other: field.name.into(),
+            hint: format!("the list is for {listed} steps; leave `steps` out"),
+        }),
+        _ => Ok(Some(listed)),
+    }
 }
 
 fn bounded_text(param: &'static str, text: &str, most: usize) -> Result<(), RequestError> {

@@ -19,6 +19,7 @@ fn card(sizes: Sizes, fit: Fit) -> ModelCard {
         context_tokens: 77,
         parameters: 1,
         dtype: "f32".into(),
+        scheduler: easel_models::samplers::SchedulerConfig::default(),
     }
 }
 
@@ -72,6 +73,7 @@ fn an_absent_field_takes_the_cards_default() {
         seed,
         sampler: "ddim".into(),
         schedule: "default".into(),
+        sampling: Default::default(),
         clip_skip: 0,
         output_format: OutputFormat::Png,
         output_compression: 100,
@@ -287,4 +289,24 @@ fn an_impossible_sampler_or_schedule_is_refused_with_what_is_possible() {
         assert_eq!((error.param(), error.code()), (param, "invalid_request"));
         assert!(error.to_string().contains(possible), "{error}");
     }
+}
+
+#[test]
+fn solver_options_are_checked_by_the_sampler_before_there_is_a_job() {
+    let with = |sampler: &str, options: SamplingOptions| {
+        ask(|request| (request.sampler, request.sampling) = (Some(sampler.into()), options))
+    };
+    let eta = || SamplingOptions { eta: Some(0.5), ..SamplingOptions::default() };
+    assert_eq!(with("ddim", eta()).unwrap().0.sampling, eta());
+    let error = with("euler", eta()).unwrap_err();
+    assert_eq!((error.code(), error.param()), ("invalid_request", "eta"));
+    assert!(error.to_string().contains("ddim"), "{error}");
+
+    let sigmas = |list: &[f64]| SamplingOptions { sigmas: Some(list.to_vec()), ..SamplingOptions::default() };
+    let falling = sigmas(&[10.0, 3.0, 1.0, 0.0]);
+    let (resolved, _) = with("euler", falling.clone()).unwrap();
+    assert_eq!((resolved.steps, resolved.sampling_spec().sigmas), (3, falling.sigmas.clone()));
+    let steps = ask(|r| (r.sampler, r.steps, r.sampling) = (Some("euler".into()), Some(7), falling));
+    assert_eq!(steps.unwrap_err().param(), "steps");
+    assert_eq!(with("euler", sigmas(&[1.0, 3.0, 0.0])).unwrap_err().param(), "sigmas");
 }

@@ -1,15 +1,13 @@
 //! Rendering a study's pictures.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use easel_models::samplers::{SamplingSpec, Schedule, find};
 use easel_models::{Prompt, RenderSpec, RgbImage};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::{Distances, Plan, Row, Setting};
-use crate::engine::{EngineEvent, EngineHandle, Work, WorkError};
+use crate::engine::{EngineEvent, EngineHandle, Work, WorkError, WorkMetrics};
 use crate::request::Priority;
 
 /// Why a study could not be run.
@@ -70,7 +68,6 @@ pub fn run(
     let total = plan.prompts.len() * plan.seeds.len() * (settings.len() + 1);
     let mut done = 0;
     let mut rendered = Rendered { left_out, references: Vec::new(), rows: Vec::new() };
-    let mut calls = HashMap::new();
     for prompt in 0..plan.prompts.len() {
         for &seed in &plan.seeds {
             let (reference, _) = render(plan, engine, prompt, seed, &plan.reference)?;
@@ -80,17 +77,16 @@ pub fn run(
             done += 1;
             tick(done, total);
             for setting in &settings {
-                let (picture, seconds) = render(plan, engine, prompt, seed, setting)?;
+                let (picture, metrics) = render(plan, engine, prompt, seed, setting)?;
                 let Setting { sampler, schedule, steps } = setting;
                 let file = format!("images/p{prompt}-s{seed}-{sampler}-{schedule}-{steps}.png");
                 save(&folder.join(&file), &picture)?;
-                let model_calls = *calls.entry(setting).or_insert_with(|| model_calls(setting));
                 rendered.rows.push(Row {
                     prompt,
                     seed,
                     setting: setting.clone(),
-                    model_calls,
-                    seconds: seconds.as_secs_f64(),
+                    model_calls: metrics.model_calls,
+                    seconds: metrics.denoise.as_secs_f64(),
                     distances: Distances::between(&reference, &picture)?,
                     file,
                 });
@@ -129,19 +125,13 @@ fn settings(plan: &Plan) -> Result<(Vec<Setting>, Vec<String>), StudyError> {
     Ok((settings, left_out))
 }
 
-/// Model calls of one picture; the last step of a second-order solver to sigma 0 is of first order.
-fn model_calls(setting: &Setting) -> usize {
-    let per_step = find(&setting.sampler).map_or(1, |info| info.calls_per_step);
-    per_step * setting.steps - (per_step - 1)
-}
-
 fn render(
     plan: &Plan,
     engine: &EngineHandle,
     prompt: usize,
     seed: u64,
     setting: &Setting,
-) -> Result<(RgbImage, Duration), StudyError> {
+) -> Result<(RgbImage, WorkMetrics), StudyError> {
     let failed = |source| StudyError::Render {
         setting: format!("{}, {} schedule, {} steps", setting.sampler, setting.schedule, setting.steps),
         source,
@@ -174,7 +164,7 @@ fn render(
             EngineEvent::Image { picture: finished, .. } => picture = Some(finished),
             EngineEvent::Finished(metrics) => {
                 let Some(picture) = picture else { break };
-                return Ok((RgbImage::clone(&picture), metrics.denoise));
+                return Ok((RgbImage::clone(&picture), metrics));
             }
             EngineEvent::Failed(error) => return Err(failed(error)),
             _ => {}

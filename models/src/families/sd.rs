@@ -180,6 +180,7 @@ fn card(unet: &UNetConfig, vae: &AutoencoderKlConfig, scheduler: &SchedulerConfi
         context_tokens: 0,
         parameters: 0,
         dtype: String::new(),
+        scheduler: scheduler.clone(),
     })
 }
 

@@ -47,6 +47,7 @@ fn card(native: Size, sizes: Sizes, fit: Fit) -> ModelCard {
         context_tokens: 77,
         parameters: 1,
         dtype: "f32".into(),
+        scheduler: easel_models::samplers::SchedulerConfig::default(),
     }
 }
 

@@ -62,6 +62,7 @@ impl Fake {
             context_tokens: 4,
             parameters: 1,
             dtype: "f32".into(),
+            scheduler: easel_models::samplers::SchedulerConfig::default(),
         };
         Self {
             card,

@@ -35,6 +35,7 @@ fn job(id: &str) -> Job {
         seed: u64::MAX,
         sampler: "ddim".into(),
         schedule: "leading".into(),
+        sampling: Default::default(),
         clip_skip: 0,
         output_format: OutputFormat::Png,
         output_compression: 100,

@@ -42,6 +42,7 @@ fn request(seed: u64, n: u32) -> ResolvedRequest {
         seed,
         sampler: "ddim".into(),
         schedule: "default".into(),
+        sampling: Default::default(),
         clip_skip: 0,
         output_format: OutputFormat::Png,
         output_compression: 100,
