@@ -286,15 +286,16 @@ fn sampling(
     let usable = |info: &SamplerInfo| card.samplers.iter().any(|name| name == info.name);
     let info = if usable(info) { info } else { flow().filter(|info| usable(info)).ok_or_else(unknown)? };
 
+    let schedules = info.schedules_on(card.scheduler.is_flow());
     let possible = || {
-        let names: Vec<&str> = info.schedules.iter().map(|schedule| schedule.name()).collect();
+        let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name()).collect();
         format!("a schedule that goes with {}: {}", info.name, names.join(", "))
     };
     let schedule = match schedule {
         None => styled.unwrap_or_default(),
         Some(name) => Schedule::find(name).ok_or_else(|| refuse(&fields::SCHEDULE, possible(), name))?,
     };
-    if !info.schedules.contains(&schedule) {
+    if !schedules.contains(&schedule) {
         return Err(refuse(&fields::SCHEDULE, possible(), schedule.name()));
     }
     Ok((info.name.to_owned(), schedule.name().to_owned()))

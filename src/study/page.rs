@@ -6,7 +6,6 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::plots::{Cost, Measure, plot};
 use super::{Setting, Study, StudyError, Summary};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,'DejaVu Sans',sans-serif;margin:2rem auto;max-width:78rem;padding:0 1rem;color:#222;background:#fff}
@@ -17,7 +16,12 @@ tr.front td{background:#eef6ec}.plots{display:grid;grid-template-columns:repeat(
 .grid img{display:block;width:112px;height:auto}.soft{color:#666}code{background:#f3f3f3;padding:.1rem .3rem;overflow-wrap:anywhere}";
 
 /// The report's text.
-pub(super) fn page(study: &Study, summaries: &[Summary], folder: &Path) -> Result<String, StudyError> {
+pub(super) fn page(
+    study: &Study,
+    summaries: &[Summary],
+    plots: &[(String, String)],
+    folder: &Path,
+) -> Result<String, StudyError> {
     let mut html = String::new();
     // Writing to a string cannot fail.
     let _ = write!(
@@ -29,10 +33,8 @@ pub(super) fn page(study: &Study, summaries: &[Summary], folder: &Path) -> Resul
     about(&mut html, study);
     table(&mut html, study, summaries);
     let _ = write!(html, "<h2>Distance to the reference</h2><div class=plots>");
-    for measure in Measure::ALL {
-        for cost in Cost::ALL {
-            html += &plot(summaries, cost, measure).map_err(|error| StudyError::file(folder, error))?;
-        }
+    for (_, svg) in plots {
+        html += svg;
     }
     html += "</div>";
     for prompt in 0..study.plan.prompts.len() {

@@ -8,7 +8,7 @@ use super::Summary;
 
 /// What a picture costs, across the plot.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Cost {
+enum Cost {
     Steps,
     ModelCalls,
     Seconds,
@@ -16,16 +16,16 @@ pub(super) enum Cost {
 
 /// How far it is from the reference, up the plot.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Measure {
+enum Measure {
     Psnr,
     Ssim,
     Perceptual,
 }
 
 impl Cost {
-    pub(super) const ALL: [Self; 3] = [Self::Steps, Self::ModelCalls, Self::Seconds];
+    const ALL: [Self; 3] = [Self::Steps, Self::ModelCalls, Self::Seconds];
 
-    pub(super) fn title(self) -> &'static str {
+    fn title(self) -> &'static str {
         match self {
             Self::Steps => "steps",
             Self::ModelCalls => "model calls",
@@ -43,9 +43,17 @@ impl Cost {
 }
 
 impl Measure {
-    pub(super) const ALL: [Self; 3] = [Self::Perceptual, Self::Psnr, Self::Ssim];
+    fn name(self) -> &'static str {
+        match self {
+            Self::Psnr => "psnr",
+            Self::Ssim => "ssim",
+            Self::Perceptual => "perceptual",
+        }
+    }
 
-    pub(super) fn title(self) -> &'static str {
+    const ALL: [Self; 3] = [Self::Perceptual, Self::Psnr, Self::Ssim];
+
+    fn title(self) -> &'static str {
         match self {
             Self::Psnr => "PSNR in dB (higher is closer)",
             Self::Ssim => "SSIM (higher is closer)",
@@ -68,8 +76,18 @@ impl Measure {
 #[error("a plot cannot be drawn: {0}")]
 pub(super) struct PlotError(String);
 
+/// Every measure against every cost: (name, SVG).
+pub(super) fn all(summaries: &[Summary]) -> Result<Vec<(String, String)>, PlotError> {
+    let pairs = Measure::ALL.into_iter().flat_map(|measure| Cost::ALL.into_iter().map(move |cost| (measure, cost)));
+    let named = pairs.map(|(measure, cost)| {
+        let name = format!("{}-{}", measure.name(), cost.title().replace(' ', "-"));
+        Ok((name, plot(summaries, cost, measure)?))
+    });
+    named.collect()
+}
+
 /// One curve a sampler and schedule.
-pub(super) fn plot(summaries: &[Summary], cost: Cost, measure: Measure) -> Result<String, PlotError> {
+fn plot(summaries: &[Summary], cost: Cost, measure: Measure) -> Result<String, PlotError> {
     let failed = |error: &dyn std::fmt::Display| PlotError(error.to_string());
     let mut curves: BTreeMap<(&str, &str), Vec<(f64, f64)>> = BTreeMap::new();
     for summary in summaries {

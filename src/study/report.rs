@@ -1,12 +1,12 @@
-//! A study's files: `results.json`, `results.csv`, `report.html`.
+//! A study's files: `results.json`, `results.csv`, `report.html`, and the report's plots by themselves.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use super::page::page;
-use super::{Study, StudyError, summarise};
+use super::{Study, StudyError, plots, summarise};
 
-/// Writes the study's three files into `folder`, beside its pictures.
+/// Writes the study's files into `folder`, beside its pictures.
 ///
 /// # Errors
 /// When a file cannot be written, or a picture not be read back.
@@ -18,7 +18,14 @@ pub fn write(study: &Study, folder: &Path) -> Result<(), StudyError> {
     let json = serde_json::to_string_pretty(study).map_err(|error| StudyError::file(folder, error))?;
     keep("results.json", &json)?;
     keep("results.csv", &csv(study))?;
-    keep("report.html", &page(study, &summarise(&study.rows), folder)?)
+    let summaries = summarise(&study.rows);
+    let plots = plots::all(&summaries).map_err(|error| StudyError::file(folder, error))?;
+    let plot_folder = folder.join("plots");
+    std::fs::create_dir_all(&plot_folder).map_err(|error| StudyError::file(&plot_folder, error))?;
+    for (name, svg) in &plots {
+        keep(&format!("plots/{name}.svg"), svg)?;
+    }
+    keep("report.html", &page(study, &summaries, &plots, folder)?)
 }
 
 /// One line a picture.

@@ -110,6 +110,9 @@ def test_a_stream_brings_partial_pictures_and_the_same_final_one(client, partial
         ({"extra_body": {"steps": 0}}, "steps"),
         ({"extra_body": {"steps": "many"}}, "steps"),
         ({"extra_body": {"sampler": "best"}}, "sampler"),
+        ({"extra_body": {"sampler": "ddim", "schedule": "karras"}}, "schedule"),
+        ({"extra_body": {"sampler": "euler", "eta": 0.5}}, "eta"),
+        ({"extra_body": {"sampler": "euler", "sigmas": [1, 2, 0]}}, "sigmas"),
         ({"extra_body": {"loras": [{"name": "x"}]}}, "loras"),
         ({"extra_body": {"webhook_url": "http://127.0.0.1/"}}, "webhook_url"),
     ],
@@ -119,6 +122,17 @@ def test_a_bad_value_is_a_400_that_names_the_field(client, arguments, param):
         client.images.generate(**{"prompt": "a cat", **arguments})
     assert caught.value.param == param
     assert caught.value.request_id
+
+
+def test_the_samplers_options_change_the_picture(client):
+    def one(**options):
+        body = {"seed": 9, "steps": 6, **options}
+        return client.images.generate(prompt="a fish", response_format="b64_json", extra_body=body).data[0].b64_json
+
+    plain = one()
+    others = [one(noise="torch_cuda"), one(eta=0.8), one(guidance_rescale=0.7), one(sampler="heun"), one(clip_skip=1)]
+    assert len({plain, *others}) == 6
+    assert one(noise="torch_cpu", eta=0) == plain
 
 
 def test_an_unknown_model_is_not_found(client):

@@ -12,7 +12,7 @@ use super::sd_schedulers::Schedulers;
 use super::{Family, Placement, card_file, pixels, unet_memory};
 use crate::autoencoders::{AutoencoderKl, AutoencoderKlConfig, Tiling};
 use crate::denoisers::{Adapters, Condition, Context, Hooks, SampleSize, UNet, UNetConfig};
-use crate::samplers::{ModelKind, Noise, NoiseSource, SamplerInfo, SchedulerConfig, StrengthRule, catalogue};
+use crate::samplers::{ModelKind, Noise, SamplerInfo, SchedulerConfig, StrengthRule, catalogue};
 use crate::text::{ClipText, ClipTextConfig, ClipTokenizer, Tokens};
 use crate::weights::Repository;
 use crate::{
@@ -257,7 +257,7 @@ impl Pipeline for StableDiffusion {
         sampling.sampler.get_or_insert_with(|| self.card.sampler.clone());
         let mut plan = self.schedulers.plan(&sampling)?;
 
-        let mut noise = NoiseSource::TorchCpu.open(spec.seed);
+        let mut noise = plan.noise().open(spec.seed);
         let [c, h, w] = shape;
         let latents = match &spec.init {
             None => (noise.normal(&[1, c, h, w], device)? * plan.init_noise_sigma())?,
