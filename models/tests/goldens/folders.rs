@@ -46,7 +46,7 @@ fn set(folder: &Path, file: &str, key: &str, value: Option<Value>) {
     fs::write(path, json.to_string()).unwrap();
 }
 
-/// Names under which a pipeline's parts keep their weights.
+/// The denoiser's weights in a folder of one file a part.
 const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
 
 #[test]
