@@ -1,6 +1,7 @@
 //! Tracing and metrics.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -10,6 +11,9 @@ use crate::config::LogFormat;
 /// Seconds; from a step of a tiny model to a long job.
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+/// Between two drainings of the histograms.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Rows in a model call.
 const ROWS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0];
@@ -45,4 +49,14 @@ pub fn metrics() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_rows".into()), ROWS)?
         .install_recorder()
+}
+
+/// Drains what the histograms have gathered, for as long as the server runs: without it they grow until somebody
+/// reads `/metrics`.
+pub async fn upkeep(metrics: PrometheusHandle) {
+    let mut tick = tokio::time::interval(UPKEEP);
+    loop {
+        tick.tick().await;
+        metrics.run_upkeep();
+    }
 }

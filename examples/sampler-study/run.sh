@@ -5,6 +5,6 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 easel=${EASEL:-$here/../../target/release/easel}
-"$easel" bench samplers --prompts "$here/prompts.txt" --samplers ddim,euler,heun,dpmpp_2m,unipc,deis,lms \
+"$easel" bench samplers --prompts "$here/prompts.txt" --samplers ddim,euler,euler_a,heun,dpmpp_2m,dpmpp_2s,unipc,lms \
   --steps 5,10,20,50 --seeds 0..1 --output "$here/study" "$@"
 echo "open $here/study/report.html"

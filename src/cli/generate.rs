@@ -60,11 +60,19 @@ impl Generate {
     pub(super) fn run(self) -> Result<(), CliError> {
         let config = self.flags.load(Map::new())?;
         telemetry::log_quietly(config.telemetry.log);
+        let format = format(&self.output)?;
+        if let Some(folder) = self.output.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            return Err(CliError::Usage(format!(
+                "--output {}: {} is no folder",
+                self.output.display(),
+                folder.display()
+            )));
+        }
         let (name, source) = source_of(&config, self.model.as_deref());
         let model = load_model(&config.models, &name, source.as_deref())?;
         let models = vec![(name.clone(), model)];
         let cards = models.iter().map(|(name, model)| (name.clone(), model.card().clone())).collect();
-        let asked = self.request(name)?;
+        let asked = self.request(name, format)?;
         let resolver = Resolver::new(cards, config.limits.clone(), &Default::default()).map_err(CliError::other)?;
         let (request, warnings) = resolver.resolve(asked).map_err(CliError::other)?;
 
@@ -88,7 +96,7 @@ impl Generate {
         self.follow(&request, &config, received)
     }
 
-    fn request(&self, model: String) -> Result<GenerationRequest, CliError> {
+    fn request(&self, model: String, format: OutputFormat) -> Result<GenerationRequest, CliError> {
         let size = match &self.size {
             None => SizeAsked::Native,
             Some(text) => SizeAsked::Exact(size(text)?),
@@ -105,7 +113,7 @@ impl Generate {
             sampler: self.sampler.clone(),
             schedule: self.schedule.clone(),
             clip_skip: self.clip_skip,
-            output_format: Some(format(&self.output)?),
+            output_format: Some(format),
             priority: Some(Priority::Normal),
             ..GenerationRequest::default()
         })

@@ -58,6 +58,7 @@ impl Serve {
     pub(super) fn run(self) -> Result<(), CliError> {
         let config = self.config()?;
         telemetry::log(config.telemetry.log);
+        config.check()?;
         config.check_exposure()?;
         let keys = Keys::new(&config.keys).map_err(CliError::other)?;
         // Bound before the models are loaded, so that a port in use is known at once.
@@ -65,15 +66,15 @@ impl Serve {
         let listener = TcpListener::bind(address).map_err(CliError::io(format!("cannot listen on {address}")))?;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::io("starting"))?;
+        // What is quick to find out comes before the models.
+        let data = &config.server.data_dir;
+        std::fs::create_dir_all(data).map_err(CliError::io(format!("cannot make {}", data.display())))?;
+        let artifacts = Artifacts::open(data, &config.artifacts).map_err(CliError::other)?;
+        let store = Arc::new(SqliteStore::open(&data.join("jobs.sqlite")).map_err(CliError::other)?);
         let metrics = telemetry::metrics().map_err(CliError::other)?;
         let models = load_models(&config.models)?;
         let engine = EngineHandle::start(models, EngineOptions::from(&config.models));
-        std::fs::create_dir_all(&config.server.data_dir)
-            .map_err(CliError::io(format!("cannot make {}", config.server.data_dir.display())))?;
         runtime.block_on(async {
-            let data = &config.server.data_dir;
-            let artifacts = Artifacts::open(data, &config.artifacts).map_err(CliError::other)?;
-            let store = Arc::new(SqliteStore::open(&data.join("jobs.sqlite")).map_err(CliError::other)?);
             let options = JobsOptions::new(&config);
             let jobs = Jobs::open(options, store, Arc::new(engine.clone()), artifacts.clone()).await;
             let jobs = jobs.map_err(CliError::other)?;
@@ -129,6 +130,9 @@ async fn listen(listener: TcpListener, app: App) -> Result<(), CliError> {
     let serve = axum::serve(listener, service).with_graceful_shutdown(app.closing.clone().cancelled_owned());
     let mut serving = tokio::spawn(serve.into_future());
     say_where(address);
+    if let Some(metrics) = app.metrics.clone() {
+        tokio::spawn(telemetry::upkeep(metrics));
+    }
 
     tokio::select! {
         ended = &mut serving => {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
+use http::Uri;
 use serde::Serialize;
 
 use super::Config;
@@ -37,6 +38,9 @@ pub enum ConfigError {
     OpenToTheNetwork(std::net::IpAddr),
 }
 
+/// A day; a longer wait is no shutdown.
+const MOST_SHUTDOWN_SECONDS: u64 = 24 * 3600;
+
 impl Config {
     /// Reads `file` if there is one, then the environment's `EASEL_SECTION__KEY` variables, then `flags`;
     /// the later wins. `flags` serialises to the configuration's own shape with only the given keys in it.
@@ -52,6 +56,59 @@ impl Config {
             figment = figment.merge(NamedToml { file: file.to_owned(), text });
         }
         figment.merge(environment()).merge(Serialized::globals(flags)).extract().map_err(|error| explain(error, file))
+    }
+
+    /// Refuses values of the right type that cannot work, which would else be found out by somebody's request.
+    ///
+    /// # Errors
+    /// Names the first such key.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key: &str, message: String| {
+            Err(ConfigError::Value { origin: "the configuration".into(), message: format!("`{key}`: {message}") })
+        };
+        if let Some(url) = &self.server.public_url {
+            let absolute = url.parse::<Uri>().is_ok_and(|uri| uri.scheme_str().is_some() && uri.host().is_some());
+            if !absolute {
+                return refuse(
+                    "server.public_url",
+                    format!("{url:?} is not an absolute URL, as in https://easel.example"),
+                );
+            }
+        }
+        for origin in self.server.cors_origins.iter().filter(|origin| *origin != "*") {
+            let whole = origin
+                .parse::<Uri>()
+                .is_ok_and(|uri| uri.scheme().is_some() && uri.path() == "/" && !origin.ends_with('/'));
+            if !whole {
+                return refuse(
+                    "server.cors_origins",
+                    format!("{origin:?} is not an origin, as in https://app.example"),
+                );
+            }
+        }
+        if self.models.memory_gib.is_some_and(|gib| !gib.is_finite() || gib <= 0.0) {
+            return refuse("models.memory_gib", "must be above 0".into());
+        }
+        if self.server.shutdown_seconds > MOST_SHUTDOWN_SECONDS {
+            return refuse("server.shutdown_seconds", format!("must be at most {MOST_SHUTDOWN_SECONDS}"));
+        }
+        for key in &self.keys {
+            // Header values are trimmed, and no client sends others than these in one.
+            let sendable =
+                |secret: &String| secret.trim() == secret && secret.chars().all(|c| c.is_ascii_graphic() || c == ' ');
+            if key.key.as_ref().is_some_and(|secret| !sendable(secret)) {
+                return refuse(
+                    &format!("keys.{}.key", key.name),
+                    "must be of printable ASCII, without spaces around it".into(),
+                );
+            }
+        }
+        for (at, key) in self.keys.iter().enumerate() {
+            if self.keys[..at].iter().any(|other| other.name == key.name) {
+                return refuse("keys", format!("two keys are named {:?}; idempotency keys are kept by name", key.name));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a configuration that would serve the network without asking anybody for a key.
@@ -118,8 +175,8 @@ fn explain(error: figment::Error, file: Option<&Path>) -> ConfigError {
                 None => format!("unknown key `{found}`{place}; known keys: {}", expected.join(", ")),
             }
         }
-        kind if path.is_empty() => kind.to_string(),
-        kind => format!("`{path}`: {kind}"),
+        kind if path.is_empty() => kind.to_string().replace("``", "`"),
+        kind => format!("`{path}`: {kind}").replace("``", "`"),
     };
     ConfigError::Value { origin, message }
 }
@@ -158,6 +215,24 @@ mod tests {
     fn a_value_of_the_wrong_type_is_named_with_its_key() {
         let error = with_file("[limits]\nmax_queue = \"many\"\n", json!({})).unwrap_err().to_string();
         assert!(error.contains("limits.max_queue"), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_named() {
+        for (text, key) in [
+            ("[server]\npublic_url = \"foo\"", "server.public_url"),
+            ("[server]\ncors_origins = [\"https://a/b\"]", "server.cors_origins"),
+            ("[server]\nshutdown_seconds = 9223372036854775807", "server.shutdown_seconds"),
+            ("[models]\nmemory_gib = -1.0", "models.memory_gib"),
+            ("[[keys]]\nname = \"a\"\nkey = \" b\"", "keys.a.key"),
+            ("[[keys]]\nname = \"a\"\nkey = \"b\"\n[[keys]]\nname = \"a\"\nkey = \"c\"", "keys"),
+        ] {
+            let error = with_file(text, json!({})).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}`")), "{error}");
+        }
+        let fine =
+            "[server]\npublic_url = \"https://easel.example/x\"\ncors_origins = [\"*\", \"http://localhost:3000\"]";
+        assert!(with_file(fine, json!({})).unwrap().check().is_ok());
     }
 
     #[test]

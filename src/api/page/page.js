@@ -32,9 +32,18 @@ async function call(path, options = {}) {
     return call(path, options);
   }
   if (reply.status === 204) return null;
-  const body = await reply.json().catch(() => ({}));
+  const body = parse(await reply.text());
   if (!reply.ok) throw new ApiError(reply.status, body.error || {});
   return body;
+}
+
+// Seeds may be larger than the numbers that JavaScript holds exactly, so they are kept as text.
+function parse(text) {
+  try {
+    return JSON.parse(text.replace(/"seed":\s*(\d+)/g, '"seed":"$1"'));
+  } catch (e) {
+    return {};
+  }
 }
 
 let asking = null;
@@ -56,7 +65,17 @@ function askForKey() {
 async function* events(path, signal) {
   let last = null;
   while (!signal.aborted) {
-    const reply = await fetch(path, { headers: headers(last ? { "last-event-id": last } : {}), signal });
+    let reply;
+    try {
+      reply = await fetch(path, { headers: headers(last ? { "last-event-id": last } : {}), signal });
+    } catch (e) {
+      // The server is away, perhaps for a restart, which the job survives.
+      if (signal.aborted) return;
+      progress(0, "the server is away, trying again");
+      await pause(2000);
+      continue;
+    }
+    if (reply.status === 204) return;
     if (!reply.ok) throw new ApiError(reply.status, (await reply.json().catch(() => ({}))).error || {});
     const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
@@ -82,9 +101,11 @@ async function* events(path, signal) {
       }
     }
     // A cut stream is taken up again where it was left.
-    await new Promise((resolve) => setTimeout(resolve, 1000));
+    await pause(1000);
   }
 }
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 // ---------------------------------------------------------------- the form
 
@@ -281,7 +302,7 @@ function show(job) {
   if (job.outputs.length) fact("Seed", String(job.outputs[0].seed));
   if (job.metrics) fact("Took", `${(job.metrics.latency_ms / 1000).toFixed(2)} s, ${job.metrics.batch_rows_mean.toFixed(1)} rows a model call`);
   for (const warning of job.warnings || []) fact("Note", warning);
-  fact("Job", link(job.id, `/v1/jobs/${job.id}`));
+  fact("Job", job.id);
   $("facts").hidden = false;
 }
 
