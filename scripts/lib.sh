@@ -5,19 +5,26 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-# Installs Debian packages that are missing; elsewhere says which to install.
-need_packages() {
-  local missing=()
-  for package in "$@"; do
-    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
-  done
-  [ ${#missing[@]} = 0 ] && return
+# Installs Debian packages; elsewhere says which are needed.
+install() {
   if ! command -v apt-get >/dev/null; then
-    echo "please install: ${missing[*]}" >&2
+    echo "please install: $*" >&2
     return 1
   fi
   as_root apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# need COMMAND PACKAGE: installs the package where there is no such command. A command that came from elsewhere is as
+# good as the package's.
+need() {
+  command -v "$1" >/dev/null || install "$2"
+}
+
+# Python with what makes virtual environments, which Debian keeps in a package of its own.
+need_python() {
+  need python3 python3
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
 }
 
 need_cargo() {
@@ -29,5 +36,6 @@ need_cargo() {
 }
 
 need_c_compiler() {
-  command -v cc >/dev/null || need_packages build-essential
+  need cc build-essential
+  need c++ build-essential
 }
