@@ -15,6 +15,8 @@ use super::errors::{ApiError, Code};
 
 /// The longest pause between two parts of a body.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest that a whole body may take: 64 MiB at less than a megabit a second.
+const PATIENCE_IN_ALL: Duration = Duration::from_secs(600);
 /// How much of a body that is too large is read and thrown away. A client that still sends when the connection
 /// closes may never see the reply.
 const DRAIN: usize = 16 << 20;
@@ -58,6 +60,11 @@ fn json_type(headers: &HeaderMap) -> Result<(), ApiError> {
 
 /// Reads a body of at most `limit` bytes.
 pub(crate) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let read = timeout(PATIENCE_IN_ALL, read_parts(headers, body, limit)).await;
+    read.unwrap_or_else(|_| Err(ApiError::new(Code::RequestTimeout, "the body came too slowly")))
+}
+
+async fn read_parts(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::new(Code::BodyTooLarge, format!("the body is larger than {limit} bytes"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     // A client that asks before it sends is told at once.

@@ -15,7 +15,7 @@ use super::params::Params;
 use super::routes::{Access, Routes};
 use super::submit;
 use super::urls::Urls;
-use super::wire::{JobList, JobReply};
+use super::wire::{self, JobList, JobReply};
 use crate::config::Role;
 use crate::jobs::{JobsError, ListQuery, Status, StoreError};
 use crate::policy::Caller;
@@ -27,6 +27,9 @@ const MAX_WAIT: u64 = 600;
 pub(crate) fn routes() -> Routes {
     let job = "The job's id.";
     Routes::new(ApiError::native)
+        .schema::<JobReply>()
+        .schema::<JobList>()
+        .schema::<wire::Error>()
         .post(
             "/v1/jobs",
             Access::Needs(Role::Generate),

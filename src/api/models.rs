@@ -16,6 +16,9 @@ use crate::config::Role;
 
 pub(crate) fn routes() -> Routes {
     Routes::new(dialects::openai_shape)
+        .schema::<ModelReply>()
+        .schema::<ModelList>()
+        .schema::<SamplerList>()
         .get(
             "/v1/models",
             Access::Needs(Role::Read),

@@ -5,31 +5,28 @@ use std::sync::Arc;
 
 use axum::http::Method;
 use serde_json::{Map, Value, json};
-use utoipa::OpenApi;
 
+use super::dialects;
 use super::doc::{Content, Doc, Param};
 use super::errors::Code;
 use super::routes::{Access, Route, Table};
-use super::{dialects, models, wire};
 use crate::request::fields::{FIELDS, Field, Kind};
 
 /// The document's text.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec(Arc<str>);
 
-#[derive(OpenApi)]
-#[openapi(components(schemas(
-    wire::JobReply,
-    wire::JobList,
-    wire::Error,
-    models::ModelReply,
-    models::ModelList,
-    models::SamplerList,
-    dialects::openai::ImagesResponse,
-    dialects::image_jobs::ImageJob,
-    dialects::tasks::Task,
-)))]
-struct Schemas;
+/// The document's chapters, in order.
+const TAGS: [(&str, &str); 8] = [
+    ("Images", "OpenAI's images API, with Together's and our own fields."),
+    ("Jobs", "Every generation as a job: create, watch, cancel, delete."),
+    ("Pictures", "Finished pictures."),
+    ("Models", "What may be named in a request."),
+    ("Server", "How the server is."),
+    ("Plain jobs", "Jobs in the shape `{id, state, output, error}`."),
+    ("Tasks", "Jobs in the shape `{id, status, output}`."),
+    ("Pages", "What a browser shows."),
+];
 
 impl Spec {
     /// Writes the document of these routes.
@@ -49,13 +46,17 @@ fn document(table: &Table) -> Value {
         let entry = paths.entry(path).or_insert_with(|| json!({}));
         entry[route.method.as_str().to_ascii_lowercase()] = operation(route);
     }
-    let mut schemas = json!(Schemas::openapi().components.unwrap_or_default())["schemas"].take();
-    schemas["GenerationRequest"] = generation_request();
-    schemas["Queue"] = json!({"type": "object", "description": "The queue as it was a moment ago."});
-    schemas["Health"] = json!({
-        "type": "object",
-        "properties": {"status": {"type": "string"}, "version": {"type": "string"}},
-    });
+    let mut schemas: Map<String, Value> =
+        table.schemas().iter().map(|(name, schema)| (name.clone(), json!(schema))).collect();
+    schemas.insert("GenerationRequest".into(), generation_request());
+    schemas.insert("Queue".into(), json!({"type": "object", "description": "The queue as it was a moment ago."}));
+    schemas.insert(
+        "Health".into(),
+        json!({
+            "type": "object",
+            "properties": {"status": {"type": "string"}, "version": {"type": "string"}},
+        }),
+    );
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -65,6 +66,7 @@ fn document(table: &Table) -> Value {
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         },
         "servers": [{"url": "/"}],
+        "tags": TAGS.map(|(name, about)| json!({"name": name, "description": about})),
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -174,8 +176,9 @@ fn generation_request() -> Value {
         properties.insert(field.name.into(), property(field));
     }
     for (name, about, values) in dialects::openai::OWN_FIELDS {
-        let mut property = json!({"type": "string", "description": about});
+        let mut property = json!({"description": about});
         if !values.is_empty() {
+            property["type"] = json!("string");
             property["enum"] = json!(values);
         }
         properties.insert((*name).into(), property);

@@ -9,6 +9,8 @@ use axum::handler::Handler;
 use axum::http::Method;
 use axum::routing::{MethodFilter, on};
 use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
 
 use super::App;
 use super::doc::Doc;
@@ -42,13 +44,21 @@ pub(crate) struct Route {
 pub(crate) struct Routes {
     router: Router<App>,
     list: Vec<Route>,
+    schemas: Vec<(String, RefOr<Schema>)>,
     shape: Shape,
 }
 
 impl Routes {
     /// None yet.
     pub(crate) fn new(shape: Shape) -> Self {
-        Self { router: Router::new(), list: Vec::new(), shape }
+        Self { router: Router::new(), list: Vec::new(), schemas: Vec::new(), shape }
+    }
+
+    /// A type that the routes' entries in the API document name, with all that it holds.
+    pub(crate) fn schema<T: ToSchema>(mut self) -> Self {
+        self.schemas.push((T::name().into_owned(), T::schema()));
+        T::schemas(&mut self.schemas);
+        self
     }
 
     /// A GET route, which answers HEAD too.
@@ -100,6 +110,7 @@ impl Routes {
     pub(crate) fn merge(mut self, other: Self) -> Self {
         self.router = self.router.merge(other.router);
         self.list.extend(other.list);
+        self.schemas.extend(other.schemas);
         self
     }
 
@@ -110,7 +121,7 @@ impl Routes {
         for (i, route) in self.list.iter().enumerate() {
             by_path.entry(route.path).or_default().push(i);
         }
-        (self.router, Table { inner: Arc::new(Inner { list: self.list, by_path, shape }) })
+        (self.router, Table { inner: Arc::new(Inner { list: self.list, schemas: self.schemas, by_path, shape }) })
     }
 }
 
@@ -122,6 +133,7 @@ pub(crate) struct Table {
 
 struct Inner {
     list: Vec<Route>,
+    schemas: Vec<(String, RefOr<Schema>)>,
     by_path: HashMap<&'static str, Vec<usize>>,
     shape: Shape,
 }
@@ -130,6 +142,11 @@ impl Table {
     /// Every route.
     pub(crate) fn routes(&self) -> &[Route] {
         &self.inner.list
+    }
+
+    /// The types that their entries in the API document name.
+    pub(crate) fn schemas(&self) -> &[(String, RefOr<Schema>)] {
+        &self.inner.schemas
     }
 
     /// Who may make this request. `None`: no such route, which still takes a key to be told.

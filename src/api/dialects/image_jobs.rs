@@ -23,6 +23,7 @@ use crate::request;
 
 pub(crate) fn routes() -> Routes {
     Routes::new(ApiError::native)
+        .schema::<ImageJob>()
         .post(
             "/v1/images/jobs",
             Access::Needs(Role::Generate),

@@ -11,7 +11,7 @@ pub(crate) use reply::ImagesResponse;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
@@ -31,23 +31,23 @@ use asked::Asked;
 
 pub(crate) fn routes() -> Routes {
     let unsupported = "Image to image is not built yet: answered with 400 `unsupported_parameter`.";
-    Routes::new(shape)
-        .post(
-            "/v1/images/generations",
-            Access::Needs(Role::Generate),
-            Doc::new("Images", "Make pictures from a prompt")
-                .about(
-                    "Answers when they are done. `async` or `Prefer: respond-async` answers with a job at once, and \
-                     `stream` with events. A caller who hangs up cancels the job, unless it has an Idempotency-Key.",
-                )
-                .header("Prefer", "`respond-async` answers with a job at once.")
-                .body(Content::Json("GenerationRequest"))
-                .reply(StatusCode::OK, Content::JsonOrEvents("ImagesResponse"), "The pictures.")
-                .reply(StatusCode::ACCEPTED, Content::Json("Job"), "The job, where the reply was not to be waited for.")
-                .creates()
-                .errors(&[Code::JobCanceled, Code::OutOfMemory, Code::Internal]),
-            create,
+    let generations = Doc::new("Images", "Make pictures from a prompt")
+        .about(
+            "Answers when they are done. `async` or `Prefer: respond-async` answers with a job at once, and `stream` \
+             with events. A caller who hangs up cancels the job, unless it has an Idempotency-Key.",
         )
+        .header("Prefer", "`respond-async` answers with a job at once.")
+        .body(Content::Json("GenerationRequest"))
+        .reply(StatusCode::OK, Content::JsonOrEvents("ImagesResponse"), "The pictures.")
+        .reply(StatusCode::ACCEPTED, Content::Json("Job"), "The job, where the reply was not to be waited for.")
+        .creates()
+        .errors(&[Code::JobCanceled, Code::OutOfMemory, Code::Internal]);
+    let doubled = Doc { summary: "The same, for clients that add /v1 to a base that has it", ..generations.clone() };
+    Routes::new(shape)
+        .schema::<ImagesResponse>()
+        .post("/v1/images/generations", Access::Needs(Role::Generate), generations, create)
+        // Together's clients of some versions want the base with /v1, those of others without.
+        .post("/v1/v1/images/generations", Access::Needs(Role::Generate), doubled, create)
         .post(
             "/v1/images/edits",
             Access::Needs(Role::Generate),
@@ -96,7 +96,11 @@ async fn create(
     if asynchronous {
         jobs::warn_of(asked.delivery, &mut request.warnings);
         let (job, replayed) = submit::submit(&app, &caller, request, &headers, &body.bytes).await?.keep();
-        return Ok(jobs::accepted(&app, &urls, &job, replayed));
+        let mut reply = jobs::accepted(&app, &urls, &job, replayed);
+        if submit::prefers_async(&headers) {
+            reply.headers_mut().insert("preference-applied", HeaderValue::from_static("respond-async"));
+        }
+        return Ok(reply);
     }
     let accepted = submit::submit(&app, &caller, request, &headers, &body.bytes).await?;
     if asked.delivery.stream {

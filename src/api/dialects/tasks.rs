@@ -23,6 +23,7 @@ use crate::request;
 
 pub(crate) fn routes() -> Routes {
     Routes::new(ApiError::native)
+        .schema::<Task>()
         .post(
             "/api/v1/images/generations",
             Access::Needs(Role::Generate),

@@ -7,8 +7,13 @@ function make(tag, ...children) {
   return element;
 }
 
+// Text with `code` in it.
+function prose(text) {
+  return make("span", ...(text || "").split("`").map((part, i) => (i % 2 ? make("code", part) : part)));
+}
+
 function table(head, rows) {
-  const line = (cell, cells) => make("tr", ...cells.map((content) => make(cell, content ?? "")));
+  const line = (cell, cells) => make("tr", ...cells.map((content) => make(cell, typeof content === "string" ? prose(content) : (content ?? ""))));
   return rows.length ? make("table", line("th", head), ...rows.map((row) => line("td", row))) : null;
 }
 
@@ -41,7 +46,7 @@ function operation(method, path, op) {
   return make(
     "details",
     summary,
-    op.description && make("p", op.description),
+    op.description && make("p", prose(op.description)),
     make("p", op.security.length ? "Needs a key, where the server has any." : "Open: needs no key."),
     table(["parameter", "in", "type", ""], parameters),
     op.requestBody && make("p", "Body: ", bodies(op.requestBody.content)),
@@ -56,7 +61,7 @@ function schema(name, value) {
     kind(property),
     property.description,
   ]);
-  const box = make("details", make("summary", make("code", name), make("span", value.description || "")), table(["field", "type", ""], rows));
+  const box = make("details", make("summary", make("code", name), prose(value.description)), table(["field", "type", ""], rows));
   box.id = name;
   return box;
 }
@@ -64,7 +69,7 @@ function schema(name, value) {
 async function show() {
   const main = document.getElementById("main");
   const spec = await (await fetch("/openapi.json")).json();
-  const tags = new Map();
+  const tags = new Map(spec.tags.map((tag) => [tag.name, [make("p", prose(tag.description))]]));
   for (const [path, methods] of Object.entries(spec.paths)) {
     for (const [method, op] of Object.entries(methods)) {
       const tag = op.tags[0];

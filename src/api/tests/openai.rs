@@ -127,6 +127,14 @@ async fn together_and_openai_vocabularies_are_one_request() {
 }
 
 #[tokio::test]
+async fn a_base_with_the_version_in_it_twice_is_understood() {
+    let server = Server::start().await;
+    assert_eq!(server.post("/v1/v1/images/generations", &red()).await.status, StatusCode::OK);
+    let error = server.post("/v1/v1/images/generations", &json!({})).await.error();
+    assert_eq!(error.1, "missing_required_parameter");
+}
+
+#[tokio::test]
 async fn errors_have_openais_shape_and_names() {
     let server = Server::start().await;
     for (body, status, code, param) in [
@@ -179,6 +187,7 @@ async fn who_prefers_not_to_wait_gets_a_job() {
     ] {
         let reply = server.send(request).await;
         assert_eq!(reply.status, StatusCode::ACCEPTED, "{what}");
+        assert_eq!(reply.header("preference-applied"), (what == "header").then_some("respond-async"));
         let job = reply.json();
         assert_eq!(job["object"], "image.job");
         assert!(reply.header("location").unwrap().ends_with(job["id"].as_str().unwrap()));

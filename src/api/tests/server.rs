@@ -151,5 +151,5 @@ async fn a_request_without_generation_costs_little() {
         times.push(start.elapsed());
     }
     times.sort_unstable();
-    assert!(times[100] < Duration::from_millis(5), "median {:?}", times[100]);
+    assert!(times[100] < Duration::from_millis(10), "median {:?}", times[100]);
 }
