@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -127,6 +128,12 @@ async fn listen(listener: TcpListener, app: App) -> Result<(), CliError> {
     let listener = tokio::net::TcpListener::from_std(listener).map_err(CliError::io("listening"))?;
     let address = listener.local_addr().map_err(CliError::io("listening"))?;
     let service = api::router(app.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    // Events are small, and each is to be seen at once.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's delay");
+        }
+    });
     let serve = axum::serve(listener, service).with_graceful_shutdown(app.closing.clone().cancelled_owned());
     let mut serving = tokio::spawn(serve.into_future());
     say_where(address);
