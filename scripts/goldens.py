@@ -249,7 +249,7 @@ def check(data):
         generate(Path(temp) / "data", None)
         made = {f.relative_to(Path(temp) / "data") for f in (Path(temp) / "data").rglob("*") if f.is_file()}
         kept = {f.relative_to(data) for f in data.rglob("*") if f.is_file()}
-        kept = {f for f in kept if not f.parts[0].startswith("samplers")}  # goldens_samplers.py makes those
+        kept = {f for f in kept if not f.parts[0].startswith("samplers")}  # goldens_sampler*.py make those
         wrong = [f"{f}: not committed" for f in made - kept] + [f"{f}: no longer made" for f in kept - made]
         for file in sorted(made & kept):
             if why := differences(Path(temp) / "data" / file, data / file):

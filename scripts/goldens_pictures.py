@@ -120,7 +120,12 @@ def shaken(amount):
         torch.randn = true_randn
 
 
-def render(pipe, own, c):
+def scheduler(own, c):
+    """The case's scheduler, made of the model's own one."""
+    return SAMPLERS[c["sampler"]].from_config(own.config, **SCHEDULES[c["schedule"]])
+
+
+def render(pipe, own, c, scheduler=scheduler):
     """The pictures of one case, as uint8 arrays, and the finished latents that they were decoded from."""
     finished = []
     decode = pipe.vae.decode
@@ -132,7 +137,7 @@ def render(pipe, own, c):
         pipe = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
     if c["sampler"]:
-        pipe.scheduler = SAMPLERS[c["sampler"]].from_config(own.config, **SCHEDULES[c["schedule"]])
+        pipe.scheduler = scheduler(own, c)
     args = dict(prompt=c["prompt"], negative_prompt=c["negative"], num_inference_steps=c["steps"],
                 guidance_scale=c["guidance"], num_images_per_prompt=c["n"],
                 clip_skip=c["clip_skip"] or None, eta=c["eta"] or 0.0, output_type="pil",

@@ -1,5 +1,5 @@
 //! Parity with Hugging Face diffusers: every part and whole pictures against the golden files in `tests/data`, which
-//! `scripts/goldens.py` makes with the real diffusers, transformers and torch.
+//! `scripts/goldens.py` and `scripts/goldens_sampler_pictures.py` make with the real diffusers, transformers and torch.
 //!
 //! One program for all subjects, because linking candle six times would take longer than the tests.
 

@@ -13,7 +13,7 @@ use crate::common::{Faults, data, json, relative_error, repository, tensors};
 /// What the task asks for. Rounding alone leaves 80 dB and more; the latents are compared more strictly.
 const PICTURE_PSNR: f64 = 45.0;
 
-/// The pictures in `manifest.json`.
+/// The pictures in `manifest.json` or `samplers_pictures.json`.
 #[derive(Deserialize)]
 struct Pictures {
     pictures: Vec<Picture>,
@@ -56,7 +56,7 @@ impl Picture {
         let negative = Prompt { text: self.negative.clone(), clip_skip: 0 };
         let encode = |prompt: &Prompt| Arc::new(pipeline.encode(prompt).unwrap());
         let init = self.init.as_ref();
-        let init = init.map(|init| InitImage { image: picture(&init.file), strength: init.strength });
+        let init = init.map(|init| InitImage { image: picture("pictures", &init.file), strength: init.strength });
         let sampling = SamplingSpec {
             sampler: self.sampler.clone(),
             schedule: self.schedule.clone(),
@@ -84,8 +84,8 @@ fn pipeline(model: &str) -> Arc<dyn Pipeline> {
 }
 
 /// A picture that was stored as PNG.
-fn picture(name: &str) -> RgbImage {
-    let file = std::io::BufReader::new(std::fs::File::open(data(format_args!("pictures/{name}"))).unwrap());
+fn picture(folder: &str, name: &str) -> RgbImage {
+    let file = std::io::BufReader::new(std::fs::File::open(data(format_args!("{folder}/{name}"))).unwrap());
     let mut reader = png::Decoder::new(file).read_info().unwrap();
     let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
     let info = reader.next_frame(&mut pixels).unwrap();
@@ -100,12 +100,18 @@ fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
     10.0 * (255.0_f64.powi(2) * a.pixels.len() as f64 / squares as f64).log10()
 }
 
-/// Makes all pictures of a model, each alone, and compares them with the reference's.
+/// Makes all pictures of a model in `manifest.json` and compares them with the reference's.
 fn compare(model: &str) {
+    compare_with(model, "manifest.json", "latents.safetensors", "pictures");
+}
+
+/// Makes all pictures of a model in this list, each alone, and compares them and the latents they are decoded from with
+/// the reference's.
+fn compare_with(model: &str, list: &str, latents: &str, folder: &str) {
     let pipeline = pipeline(model);
-    let latents = tensors("latents.safetensors");
+    let latents = tensors(latents);
     let mut faults = Faults::default();
-    let Pictures { pictures } = json("manifest.json");
+    let Pictures { pictures } = json(list);
     for golden in pictures.iter().filter(|picture| picture.model == model) {
         let mut row = golden.begin(pipeline.as_ref());
         while !row.done() {
@@ -114,8 +120,9 @@ fn compare(model: &str) {
         let Picture { file, latents_error, .. } = golden;
         faults.error(format_args!("{file} latents"), relative_error(row.latents(), &latents[file]), *latents_error);
         let made = pipeline.decode(&[row.latents().clone()]).unwrap();
-        let psnr = psnr(&made[0], &picture(file));
-        println!("{file}: PSNR {psnr:.1} dB");
+        let psnr = psnr(&made[0], &picture(folder, file));
+        let names = [&golden.sampler, &golden.schedule].map(|name| name.as_deref().unwrap_or("default"));
+        println!("{file} ({}): PSNR {psnr:.1} dB", names.join(" "));
         faults.check(psnr >= PICTURE_PSNR, format_args!("{file}: PSNR {psnr:.1} dB\n  {golden:?}"));
     }
     faults.finish();
@@ -149,6 +156,14 @@ fn the_pictures_of_the_smallest_model_are_diffusers() {
 #[test]
 fn the_pictures_of_the_built_in_model_are_diffusers() {
     compare("default");
+}
+
+/// Every sampler with every schedule that diffusers has for it.
+#[test]
+fn the_pictures_of_every_sampler_and_schedule_are_diffusers() {
+    for model in ["sd15", "default"] {
+        compare_with(model, "samplers_pictures.json", "samplers_pictures.safetensors", "samplers_pictures");
+    }
 }
 
 /// The finished latents' bits of each row.
