@@ -27,7 +27,7 @@ pub(crate) struct Accepted {
 /// Checks a request and stores its job.
 ///
 /// The job is canceled when [`Accepted`] is dropped before its end, unless it was kept or carries an idempotency key:
-/// then its caller can come back for it.
+/// then its caller can come back for it. So it is when the server goes down: the caller is told to ask again.
 pub(crate) async fn submit(
     app: &App,
     caller: &Caller,
@@ -47,6 +47,9 @@ pub(crate) async fn submit(
     // A caller who hangs up while this waits is the store's to care for; from then on it is ours.
     let submitted = app.jobs.submit(caller, resolved, metadata, warnings, idempotency).await.map_err(refused)?;
     let id = (!keyed).then(|| submitted.job.id.clone());
+    if let Some(id) = &id {
+        app.jobs.tie(id, true);
+    }
     let hangup = HangUp { app: app.clone(), caller: caller.clone(), id };
     Ok(Accepted { job: submitted.job, replayed: submitted.replayed, hangup })
 }
@@ -70,7 +73,10 @@ impl Accepted {
     pub(crate) async fn finish(mut self, app: &App) -> Result<(Job, bool), ApiError> {
         let job = tokio::select! {
             ended = until_end(app, &self.hangup.caller, &self.job.id) => ended?,
-            () = app.closing.cancelled() => return Err(shutting_down()),
+            () = app.closing.cancelled() => {
+                self.hangup.call_off().await;
+                return Err(shutting_down());
+            }
         };
         self.hangup.disarm();
         ended(&job)?;
@@ -99,8 +105,9 @@ async fn until_end(app: &App, caller: &Caller, id: &str) -> Result<Job, ApiError
 /// When it failed or was canceled.
 pub(crate) fn ended(job: &Job) -> Result<(), ApiError> {
     match (job.status, &job.error) {
-        (Status::Canceled, _) => Err(ApiError::new(Code::JobCanceled, format!("job {} was canceled", job.id))),
-        (Status::Failed, Some(error)) => Err(error.into()),
+        // A job that the server canceled says why, too.
+        (Status::Canceled | Status::Failed, Some(error)) => Err(error.into()),
+        (Status::Canceled, None) => Err(ApiError::new(Code::JobCanceled, format!("job {} was canceled", job.id))),
         (Status::Failed, None) => Err(ApiError::internal(format!("job {} failed and does not say why", job.id))),
         _ => Ok(()),
     }
@@ -198,8 +205,22 @@ pub(crate) struct HangUp {
 }
 
 impl HangUp {
+    /// The job goes on without its caller, or has ended.
     pub(crate) fn disarm(&mut self) {
-        self.id = None;
+        if let Some(id) = self.id.take() {
+            self.app.jobs.tie(&id, false);
+        }
+    }
+
+    /// Cancels the job because the server goes down, so that the next start does not render it for nobody.
+    async fn call_off(&mut self) {
+        /// Less than the server waits for its last replies.
+        const MOST: Duration = Duration::from_secs(1);
+        let Some(id) = self.id.take() else { return };
+        tracing::info!(job = %id, "canceled: the server goes down, and the caller is told to ask again");
+        if tokio::time::timeout(MOST, self.app.jobs.cancel(&self.caller, &id)).await.is_err() {
+            tracing::warn!(job = %id, "could not cancel the job in time; the next start may resume it");
+        }
     }
 }
 
@@ -208,10 +229,11 @@ impl Drop for HangUp {
         let Some(id) = self.id.take() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (jobs, caller) = (self.app.jobs.clone(), self.caller.clone());
-        tracing::info!(job = %id, "the caller hung up");
+        let why = if self.app.closing.is_cancelled() { "the server goes down" } else { "the caller hung up" };
+        tracing::info!(job = %id, why, "canceled");
         runtime.spawn(async move {
             if let Err(error) = jobs.cancel(&caller, &id).await {
-                tracing::warn!(job = %id, %error, "could not cancel the job of a caller who hung up");
+                tracing::warn!(job = %id, %error, "could not cancel the job that nobody waits for");
             }
         });
     }

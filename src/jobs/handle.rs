@@ -298,6 +298,14 @@ impl Jobs {
         Ok(stream::iter(event).right_stream())
     }
 
+    /// Says whether only a caller who waits on an open connection has a use for a job: when the server shuts down,
+    /// such a job is canceled, for its caller is told to ask again, while all others are resumed at the next start.
+    pub fn tie(&self, id: &str, tied: bool) {
+        if let Some(live) = self.inner.live.get(id) {
+            live.tied.store(tied, Ordering::Relaxed);
+        }
+    }
+
     /// Takes no more jobs, and waits until every job has ended or was put back into the queue. To be called
     /// when the engine shuts down, which makes that happen. `false` when the time is over before; whatever is
     /// still open then is resumed at the next start.

@@ -6,7 +6,7 @@
 //! the end.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(super) struct Live {
     listeners: AtomicUsize,
     /// Calls the job off.
     pub(super) cancel: CancellationToken,
+    /// Only the caller whose connection is open has a use for the job, so it is not kept for the next start.
+    pub(super) tied: AtomicBool,
 }
 
 struct State {
@@ -65,6 +67,7 @@ impl Live {
             changed: watch::Sender::new(0),
             listeners: AtomicUsize::new(0),
             cancel: CancellationToken::new(),
+            tied: AtomicBool::new(false),
         };
         live.change(|state| state.push(JobEventKind::Queued));
         live

@@ -59,7 +59,8 @@ fn work(job: &Job, events: mpsc::UnboundedSender<EngineEvent>) -> Work {
 enum End {
     Succeeded(WorkMetrics),
     Failed(JobError),
-    Canceled,
+    /// Called off, with the reason where it was not the caller.
+    Canceled(Option<JobError>),
     /// The process is about to end, and the job is to be rendered after the next start.
     PutBack,
 }
@@ -106,7 +107,7 @@ async fn drive(inner: &Arc<Inner>, live: &Arc<Live>, mut events: UnboundedReceiv
         }
         tokio::select! {
             biased;
-            () = live.cancel.cancelled() => break End::Canceled,
+            () = live.cancel.cancelled() => break End::Canceled(None),
             Some(made) = making.next() => match made {
                 Ok(Made::Preview(image, index, png)) => live.preview(image, index, png),
                 Ok(Made::Output(output)) => live.output(output),
@@ -127,9 +128,9 @@ async fn drive(inner: &Arc<Inner>, live: &Arc<Live>, mut events: UnboundedReceiv
                     making.push_back(keep(inner.clone(), live.clone(), image, picture, stop.clone()).boxed());
                 }
                 Some(EngineEvent::Finished(metrics)) => finished = Some(metrics),
-                Some(EngineEvent::Failed(WorkError::ShuttingDown)) => break End::PutBack,
+                Some(EngineEvent::Failed(WorkError::ShuttingDown)) => break interrupted(live),
                 Some(EngineEvent::Failed(error)) => break End::Failed(job_error(error)),
-                None if inner.closing.load(Ordering::Relaxed) => break End::PutBack,
+                None if inner.closing.load(Ordering::Relaxed) => break interrupted(live),
                 None => break End::Failed(internal("the engine has dropped the job".into())),
             },
         }
@@ -140,6 +141,16 @@ async fn drive(inner: &Arc<Inner>, live: &Arc<Live>, mut events: UnboundedReceiv
     stop.cancel();
     while making.next().await.is_some() {}
     end
+}
+
+/// How a job ends whose rendering the server's end cuts short.
+fn interrupted(live: &Live) -> End {
+    if live.tied.load(Ordering::Relaxed) {
+        // Its caller is told to ask again; rendered after the next start, it would be made twice.
+        End::Canceled(Some(job_error(WorkError::ShuttingDown)))
+    } else {
+        End::PutBack
+    }
 }
 
 fn all_there(live: &Live, metrics: WorkMetrics) -> End {
@@ -261,7 +272,8 @@ fn ending(live: &Live, end: End, finished_at: Timestamp) -> Ending {
             (Status::Succeeded, outputs, Some(job_metrics(metrics, latency)), None)
         }
         End::Failed(error) => (Status::Failed, Vec::new(), None, Some(error)),
-        End::Canceled | End::PutBack => (Status::Canceled, Vec::new(), None, None),
+        End::Canceled(error) => (Status::Canceled, Vec::new(), None, error),
+        End::PutBack => (Status::Canceled, Vec::new(), None, None),
     };
     Ending { status, started_at, finished_at, outputs, metrics, error, warnings, last_event }
 }

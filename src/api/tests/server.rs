@@ -123,6 +123,38 @@ async fn callers_who_wait_are_told_when_the_server_goes_down() {
 }
 
 #[tokio::test]
+async fn a_shutdown_cancels_the_jobs_whose_callers_are_told_to_ask_again_and_keeps_the_others() {
+    let server = Server::start().await;
+    let body = json!({"prompt": "x", "model": "slow", "steps": 150});
+    let streamed = json!({"prompt": "x", "model": "slow", "steps": 150, "stream": true});
+    let kept = server.job(&body).await;
+    let keyed = with_header(post("/v1/images/generations", &body), "idempotency-key", "again");
+    let stop = async {
+        // All four have begun or wait when the signal comes.
+        while server.get("/v1/jobs").await.json()["data"].as_array().unwrap().len() < 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        server.app.jobs.refuse();
+        server.app.engine.shutdown(Duration::ZERO).await;
+        assert!(server.app.jobs.close(Duration::from_secs(10)).await);
+        server.app.closing.cancel();
+    };
+    let (plain, streamed, keyed, ()) = tokio::join!(
+        server.post("/v1/images/generations", &body),
+        server.post("/v1/images/generations", &streamed),
+        server.send(keyed),
+        stop,
+    );
+    assert_eq!(plain.error(), (503, "shutting_down".into(), None));
+    assert!(String::from_utf8_lossy(&streamed.bytes).contains("shutting_down"));
+    assert_eq!(keyed.error(), (503, "shutting_down".into(), None));
+    let jobs = server.get("/v1/jobs").await.json();
+    let with = |status: &str| jobs["data"].as_array().unwrap().iter().filter(|job| job["status"] == status).count();
+    assert_eq!((with("canceled"), with("queued")), (2, 2), "{jobs}");
+    assert_eq!(server.get(&format!("/v1/jobs/{kept}")).await.json()["status"], "queued");
+}
+
+#[tokio::test]
 async fn a_panicking_handler_is_a_500_in_our_shape() {
     let panicking = Router::new()
         .route(

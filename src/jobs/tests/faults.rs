@@ -138,6 +138,25 @@ async fn an_engine_that_shuts_down_puts_its_jobs_back() {
 }
 
 #[tokio::test]
+async fn a_job_that_only_an_open_connection_waits_for_is_canceled_when_the_engine_shuts_down() {
+    let (_folder, house, mut works) = House::by_hand().await;
+    let ids = [house.submit(request(1, 1)).await.id, house.submit(request(2, 1)).await.id];
+    for id in &ids {
+        house.jobs.tie(id, true);
+    }
+    house.jobs.tie(&ids[1], false);
+    house.jobs.refuse();
+    for _ in &ids {
+        send(&works.recv().await.unwrap(), EngineEvent::Failed(WorkError::ShuttingDown));
+    }
+    assert!(house.jobs.close(LONG).await);
+    let stored = house.store.get(&ids[0]).await.unwrap().unwrap().job;
+    assert_eq!((stored.status, stored.error.unwrap().code.as_str()), (Status::Canceled, "shutting_down"));
+    let left = house.store.claim(house.jobs.inner.lease(), 10).await.unwrap();
+    assert_eq!(left.iter().map(|job| &job.id).collect::<Vec<_>>(), [&ids[1]]);
+}
+
+#[tokio::test]
 async fn closing_takes_no_longer_than_allowed() {
     let (_folder, house, _works) = House::by_hand().await;
     house.submit(request(1, 1)).await;
