@@ -59,8 +59,12 @@ async fn health() -> Json<Value> {
 }
 
 async fn ready(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    if app.closing.is_cancelled() {
+    // Jobs are refused from the signal on, while `closing` waits for the pictures that are still being made.
+    if app.closing.is_cancelled() || app.jobs.refuses() {
         return Err(shutting_down());
+    }
+    if !app.engine.takes_work() {
+        return Err(ApiError::new(Code::ShuttingDown, "the engine has ended; the server must be started again"));
     }
     if app.engine.models().is_empty() {
         return Err(ApiError::new(Code::ModelLoading, "no model is loaded yet"));

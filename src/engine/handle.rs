@@ -13,6 +13,9 @@ use super::job::Job;
 use super::thread::Engine;
 use super::{EngineOptions, QueueSnapshot, Work, WorkError};
 
+/// What stands for a grace whose end no clock can tell: ten years.
+const FOR_GOOD: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// What the engine's thread is told.
 pub(super) enum Message {
     /// A job, and when it came.
@@ -90,6 +93,11 @@ impl EngineHandle {
         &self.shared.models
     }
 
+    /// Whether jobs are taken: the engine is not shutting down, and its thread lives.
+    pub fn takes_work(&self) -> bool {
+        !self.shared.closing.load(Ordering::Acquire) && !*self.shared.ended.borrow()
+    }
+
     /// The queue as it was a moment ago. Never waits for the engine.
     pub fn queue(&self) -> QueueSnapshot {
         QueueSnapshot::clone(&self.shared.snapshot.borrow())
@@ -101,8 +109,10 @@ impl EngineHandle {
     /// moment may see its channel close without an event.
     pub async fn shutdown(&self, grace: Duration) {
         self.shared.closing.store(true, Ordering::Release);
+        let now = Instant::now();
+        let end = now.checked_add(grace).unwrap_or_else(|| now + FOR_GOOD);
         // An engine that has ended already cannot be told.
-        let _ = self.shared.messages.send(Message::Shutdown(Instant::now() + grace));
+        let _ = self.shared.messages.send(Message::Shutdown(end));
         // An error means that the sender is gone, and so is the thread.
         let _ = self.shared.ended.clone().wait_for(|ended| *ended).await;
     }
@@ -128,5 +138,28 @@ struct Ended(watch::Sender<bool>);
 impl Drop for Ended {
     fn drop(&mut self) {
         self.0.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_whose_thread_is_lost_takes_no_work() {
+        let (messages, _inbox) = mpsc::channel();
+        let (_publish, snapshot) = watch::channel(Arc::default());
+        let (end, ended) = watch::channel(false);
+        let closing = AtomicBool::new(false);
+        let shared = Shared { messages, models: Vec::new(), snapshot, ended, closing };
+        let engine = EngineHandle { shared: Arc::new(shared) };
+        assert!(engine.takes_work());
+        let end = Ended(end);
+        let lost = std::thread::spawn(move || {
+            let _end = end;
+            panic!("as tested");
+        });
+        assert!(lost.join().is_err());
+        assert!(!engine.takes_work());
     }
 }

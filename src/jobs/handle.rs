@@ -164,7 +164,7 @@ impl Jobs {
         warnings: Vec<String>,
         idempotency: Option<Idempotency>,
     ) -> Result<Submitted, SubmitError> {
-        if self.inner.closing.load(Ordering::Relaxed) {
+        if self.refuses() {
             return Err(SubmitError::ShuttingDown);
         }
         let job = Job {
@@ -328,6 +328,11 @@ impl Jobs {
     /// Refuses new jobs from here on, while those that are there go on.
     pub fn refuse(&self) {
         self.inner.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new jobs are refused, because the process is about to end.
+    pub fn refuses(&self) -> bool {
+        self.inner.closing.load(Ordering::Relaxed)
     }
 
     /// A job that this process knows, if it is the caller's.

@@ -111,6 +111,47 @@ async fn liveness_readiness_and_metrics_say_what_is() {
 }
 
 #[tokio::test]
+async fn a_server_is_not_ready_while_it_refuses_jobs_or_its_engine_has_ended() {
+    let server = Server::start().await;
+    server.app.jobs.refuse();
+    assert_eq!(server.post("/v1/jobs", &red()).await.error().0, 503);
+    assert!(!server.app.closing.is_cancelled());
+    assert_eq!(server.get("/readyz").await.error(), (503, "shutting_down".into(), None));
+
+    let server = Server::start().await;
+    server.app.engine.shutdown(Duration::ZERO).await;
+    assert_eq!(server.get("/readyz").await.error(), (503, "shutting_down".into(), None));
+    assert_eq!(server.get("/healthz").await.json()["status"], "ok");
+}
+
+#[test]
+fn methods_without_a_meaning_share_one_metric() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let server = Server::start().await;
+            for method in ["GET", "BREW", "X-1", "X-2"] {
+                for path in ["/healthz", "/nothing/1", "/nothing/2"] {
+                    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+                    server.send(request).await;
+                }
+            }
+        });
+    });
+    let text = metrics.render();
+    let label = |name: &str| {
+        let mark = format!("{name}=\"");
+        let lines = text.lines().filter(|line| line.starts_with("easel_http_requests_total{"));
+        let values = lines.filter_map(|line| line.split_once(&mark)?.1.split('"').next());
+        values.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(label("method"), ["GET", "other"].into());
+    assert_eq!(label("route"), ["/healthz", "none"].into());
+}
+
+#[tokio::test]
 async fn callers_who_wait_are_told_when_the_server_goes_down() {
     let server = Server::start().await;
     let closing = server.app.closing.clone();

@@ -157,6 +157,17 @@ fn an_idle_engine_shuts_down_at_once() {
 }
 
 #[test]
+fn a_grace_beyond_the_clock_lets_what_runs_finish() {
+    let (engine, _) = engine(Fake::taking("fake", 1));
+    let asked = ask("good", 40);
+    let mut running = asked.submit(&engine);
+    running.until_started();
+    shut_down(&engine, Duration::MAX);
+    running.check(&asked);
+    assert!(!engine.takes_work());
+}
+
+#[test]
 fn an_engine_without_handles_finishes_what_it_has() {
     let (engine, fake) = engine(Fake::taking("fake", 1));
     let asked = ask("good", 30);
