@@ -13,6 +13,9 @@ use super::routes::{Access, Routes};
 use crate::artifacts::{ArtifactError, LinkError, Picture};
 use crate::jobs::{Job, Output};
 
+/// Seconds for which caches may keep a picture.
+const KEPT: i64 = 3600;
+
 pub(crate) fn routes() -> Routes {
     Routes::new(ApiError::native).get(
         "/files/{token}/{job}/{file}",
@@ -39,10 +42,12 @@ async fn fetch(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let verified = app.artifacts.verify(&token, &job, &file, Timestamp::now());
-    let (index, _) = verified.map_err(|error: LinkError| ApiError::new(Code::NotFound, error.to_string()))?;
+    let (index, expires) = verified.map_err(|error: LinkError| ApiError::new(Code::NotFound, error.to_string()))?;
     let picture = app.artifacts.open_picture(&job, index).await.map_err(|error| missing(error, index))?;
-    // Whoever has the address may keep the file: an address never comes to mean another one.
-    Ok(picture_reply(&headers, picture, &format!("easel-{job}-{file}"), "public, max-age=3600, immutable"))
+    // Whoever has the address may keep the file, as long as it opens: it never comes to mean another one.
+    let left = expires.as_second().saturating_sub(Timestamp::now().as_second()).clamp(0, KEPT);
+    let cache = format!("public, max-age={left}, immutable");
+    picture_reply(&headers, picture, &format!("easel-{job}-{file}"), &cache).await
 }
 
 /// What a picture that cannot be read is to the caller.
@@ -56,8 +61,19 @@ pub(crate) fn missing(error: ArtifactError, index: usize) -> ApiError {
 }
 
 /// A picture as a reply: shown in the browser, saved under `name`.
-pub(crate) fn picture_reply(asked: &HeaderMap, picture: Picture, name: &str, cache: &'static str) -> Response {
-    let etag = format!("\"{}\"", picture.sha256());
+///
+/// # Errors
+/// When the thread that hashes the file is lost.
+pub(crate) async fn picture_reply(
+    asked: &HeaderMap,
+    picture: Picture,
+    name: &str,
+    cache: &str,
+) -> Result<Response, ApiError> {
+    // A large file takes milliseconds, which are not the async thread's to spend.
+    let file = picture.clone();
+    let sha256 = tokio::task::spawn_blocking(move || file.sha256()).await.map_err(ApiError::internal)?;
+    let etag = format!("\"{sha256}\"");
     let known = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let known = known.flat_map(|list| list.split(',')).any(|tag| tag.trim().trim_start_matches("W/") == etag);
     let mut reply = if known {
@@ -67,9 +83,11 @@ pub(crate) fn picture_reply(asked: &HeaderMap, picture: Picture, name: &str, cac
         ([(header::CONTENT_TYPE, kind)], Body::from(picture.bytes)).into_response()
     };
     let headers = reply.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache));
-    for (header, value) in [(header::ETAG, etag), (header::CONTENT_DISPOSITION, format!("inline; filename=\"{name}\""))]
-    {
+    for (header, value) in [
+        (header::CACHE_CONTROL, cache.to_owned()),
+        (header::ETAG, etag),
+        (header::CONTENT_DISPOSITION, format!("inline; filename=\"{name}\"")),
+    ] {
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(header, value);
         }
@@ -78,5 +96,5 @@ pub(crate) fn picture_reply(asked: &HeaderMap, picture: Picture, name: &str, cac
     // Pages elsewhere may show it: that is what the address is given out for.
     const POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
     headers.insert(POLICY, HeaderValue::from_static("cross-origin"));
-    reply
+    Ok(reply)
 }

@@ -87,7 +87,7 @@ pub fn router(app: App) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    router.layer(from_fn(request_id::assign)).with_state(app)
+    router.layer(from_fn(request_id::assign)).layer(from_fn(body::drain)).with_state(app)
 }
 
 /// Every route.

@@ -163,8 +163,9 @@ fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
         abilities: AbilitiesReply {
             negative_prompt: card.abilities.negative_prompt,
             clip_skip: card.abilities.clip_skip,
-            image_to_image: card.abilities.image_to_image,
-            inpaint: card.abilities.inpaint,
+            // The models may be able to, but requests with `image` or `mask` are refused so far.
+            image_to_image: false,
+            inpaint: false,
         },
         context_tokens: card.context_tokens,
         parameters: card.parameters,

@@ -52,7 +52,7 @@ async fn fetch(
     let copy = app.artifacts.copy(&job.id, index, width, Some(negotiate(accept, own))).await;
     let picture = copy.map_err(|error| files::missing(error, index))?;
     let name = format!("easel-{}-{index}.{}", job.id, picture.format.name());
-    let mut reply = files::picture_reply(&headers, picture, &name, "private, max-age=3600");
+    let mut reply = files::picture_reply(&headers, picture, &name, "private, max-age=3600").await?;
     reply.headers_mut().insert(header::VARY, HeaderValue::from_static("accept, authorization"));
     Ok(reply)
 }

@@ -56,13 +56,14 @@ impl Links {
         format!("/files/{expires}.{code}/{job}/{file}")
     }
 
-    /// Checks a URL's parts, in a time that does not depend on how wrong the code is.
-    pub(super) fn verify(&self, token: &str, job: &str, file: &str, now: Timestamp) -> Result<(), LinkError> {
+    /// Checks a URL's parts, in a time that does not depend on how wrong the code is, and says when it expires.
+    pub(super) fn verify(&self, token: &str, job: &str, file: &str, now: Timestamp) -> Result<Timestamp, LinkError> {
         let (expires, code) = token.split_once('.').ok_or(LinkError::Invalid)?;
         let expires: i64 = expires.parse().map_err(|_| LinkError::Invalid)?;
         let code = URL_SAFE_NO_PAD.decode(code).map_err(|_| LinkError::Invalid)?;
         self.code(expires, job, file).verify_slice(&code).map_err(|_| LinkError::Invalid)?;
-        if now.as_second() < expires { Ok(()) } else { Err(LinkError::Expired) }
+        let end = Timestamp::from_second(expires).map_err(|_| LinkError::Invalid)?;
+        if now.as_second() < expires { Ok(end) } else { Err(LinkError::Expired) }
     }
 
     fn code(&self, expires: i64, job: &str, file: &str) -> Hmac<Sha256> {

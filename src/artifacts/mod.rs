@@ -240,19 +240,15 @@ impl Artifacts {
         self.signed_path(job, index, format, self.inner.links.expiry(now))
     }
 
-    /// Checks the parts of a public URL's path, `/files/{token}/{job}/{file}`, and says which picture it means.
+    /// Checks the parts of a public URL's path, `/files/{token}/{job}/{file}`, and says which picture it means and
+    /// until when.
     ///
     /// # Errors
     /// When the URL was not signed here, or its time is over.
-    pub fn verify(
-        &self,
-        token: &str,
-        job: &str,
-        file: &str,
-        now: Timestamp,
-    ) -> Result<(usize, OutputFormat), LinkError> {
-        self.inner.links.verify(token, job, file, now)?;
-        parse_file_name(file).ok_or(LinkError::Invalid)
+    pub fn verify(&self, token: &str, job: &str, file: &str, now: Timestamp) -> Result<(usize, Timestamp), LinkError> {
+        let expires = self.inner.links.verify(token, job, file, now)?;
+        let (index, _) = parse_file_name(file).ok_or(LinkError::Invalid)?;
+        Ok((index, expires))
     }
 
     fn read(&self, job: &str, index: usize) -> Result<Picture, ArtifactError> {

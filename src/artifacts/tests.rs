@@ -248,7 +248,7 @@ async fn a_signed_url_opens_its_picture_only_and_until_it_expires() {
     let [token, job, file] = parts(&artifacts.signed_path(JOB, 3, OutputFormat::Jpeg, now + 1.minute()));
     assert_eq!((job.as_str(), file.as_str()), (JOB, "3.jpeg"));
     let verify = |token: &str, job: &str, file: &str, at| artifacts.verify(token, job, file, at);
-    assert_eq!(verify(&token, &job, &file, now), Ok((3, OutputFormat::Jpeg)));
+    assert_eq!(verify(&token, &job, &file, now), Ok((3, now + 1.minute())));
     assert_eq!(verify(&token, &job, &file, now + 2.minutes()), Err(LinkError::Expired));
     let later = token.replacen("17", "18", 1);
     let other = JOB.replace('E', "F");

@@ -73,7 +73,8 @@ macro_rules! fields {
 fields! {
     MODEL = field("model", &[], Kind::Text,
         "A name from `/v1/models`, an alias, or a well-known vendor name, which means the default model.");
-    PROMPT = field("prompt", &[], Kind::Text, "What to draw. Required.");
+    PROMPT = field("prompt", &[], Kind::Text,
+        "What to draw. Required. The job routes take an empty one; `/v1/images/generations` refuses it, as OpenAI does.");
     NEGATIVE_PROMPT = field("negative_prompt", &[], Kind::Text, "What to stay away from.");
     N = field("n", &["num_images", "num_outputs"], Kind::Integer { min: 1, max: None },
         "Pictures to make; picture i uses seed + i.");
@@ -110,6 +111,8 @@ fields! {
         "Previews sent while the picture is made.");
     RESPONSE_FORMAT = field("response_format", &[], Kind::OneOf(&["url", "b64_json", "base64"]),
         "Whether a synchronous reply carries addresses or the pictures themselves.");
+    BACKGROUND = field("background", &[], Kind::OneOf(&["auto", "opaque"]),
+        "Pictures are opaque; `transparent` is refused.");
     STREAM = field("stream", &[], Kind::Flag, "Answer with server-sent events.");
     ASYNC = field("async", &[], Kind::Flag, "Answer at once with a job; as the header `Prefer: respond-async`.");
     PRIORITY = field("priority", &[], Kind::OneOf(&["low", "normal", "high"]),

@@ -63,6 +63,8 @@ fn read(body: &mut Body) -> Result<(GenerationRequest, Delivery), RequestError> 
         stream: body.flag(&fields::STREAM)?.unwrap_or(false),
         asynchronous: body.flag(&fields::ASYNC)?.unwrap_or(false),
     };
+    // All pictures are opaque, so what is left of the values is honoured.
+    body.background()?;
     // There is no result cache, so both values are honoured; only the type is checked.
     body.flag(&fields::CACHE)?;
     body.warn_of_the_rest(&mut request.warnings);
@@ -195,6 +197,16 @@ impl Body {
         }
         let name = self.one_of(&fields::OUTPUT_FORMAT)?;
         Ok(name.and_then(|name| OutputFormat::ALL.into_iter().find(|format| format.name() == name)))
+    }
+
+    fn background(&mut self) -> Result<(), RequestError> {
+        if self.left.get("background").and_then(Value::as_str) == Some("transparent") {
+            return Err(RequestError::Unsupported {
+                param: "background".into(),
+                why: "the models make opaque pictures; possible are auto, opaque".into(),
+            });
+        }
+        self.one_of(&fields::BACKGROUND).map(drop)
     }
 
     fn priority(&mut self) -> Result<Option<Priority>, RequestError> {

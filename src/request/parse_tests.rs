@@ -200,6 +200,12 @@ fn avif_is_refused_as_a_feature_that_is_not_there() {
 }
 
 #[test]
+fn a_transparent_background_is_refused_as_a_feature_that_is_not_there() {
+    let error = parse_body(with("background", &json!("transparent"))).unwrap_err();
+    assert_eq!((error.code(), error.param()), ("unsupported_parameter", "background"));
+}
+
+#[test]
 fn a_refused_value_is_repeated_in_part_only() {
     let error = parse_body(json!({"prompt": "", "size": "x".repeat(100_000)})).unwrap_err();
     assert!(error.to_string().len() < 400);

@@ -43,7 +43,7 @@ fn card(native: Size, sizes: Sizes, fit: Fit) -> ModelCard {
         guidance: 1.0,
         sampler: "ddim".into(),
         samplers: vec!["ddim".into(), "euler".into(), "dpmpp_2m".into()],
-        abilities: Abilities { negative_prompt: true, clip_skip: false, image_to_image: false, inpaint: false },
+        abilities: Abilities { negative_prompt: true, clip_skip: false, image_to_image: true, inpaint: true },
         context_tokens: 77,
         parameters: 1,
         dtype: "f32".into(),

@@ -195,3 +195,39 @@ async fn odd_paths_and_queries_are_never_a_server_error() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let server = Server::with_keys().await;
+    let address = super::streaming::listen(&server).await;
+    let client = reqwest::Client::new();
+    for (method, path, key, status) in [
+        ("POST", "/v1/jobs", None, 401),
+        ("POST", "/v1/jobs", Some("reader"), 403),
+        ("POST", "/v1/nothing", Some("maker"), 404),
+        ("PUT", "/v1/jobs", Some("maker"), 405),
+        ("POST", "/v1/jobs", Some("maker"), 415),
+    ] {
+        let mut request = client.request(method.parse().unwrap(), format!("http://{address}{path}"));
+        if let Some(key) = key {
+            request = request.bearer_auth(format!("secret-of-{key}"));
+        }
+        let reply = request.body(vec![b' '; 12 << 20]).send().await.unwrap_or_else(|e| panic!("{status}: {e:?}"));
+        assert_eq!(reply.status().as_u16(), status, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_end_is_read_for_a_while_only() {
+    let server = Server::with_keys().await;
+    let read = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = read.clone();
+    let endless = futures::stream::repeat_with(move || {
+        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[b' '; 1 << 20]))
+    });
+    let reply = server.send(raw("/v1/jobs", Some("application/json"), Body::from_stream(endless))).await;
+    assert_eq!(reply.error().0, 401);
+    let read = read.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((16..=18).contains(&read), "{read} MiB");
+}

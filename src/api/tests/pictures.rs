@@ -91,3 +91,18 @@ async fn addresses_are_absolute_and_follow_the_proxy_or_the_configuration() {
     let server = Server::with(|config| config.server.public_url = Some("https://art.example/easel/".into())).await;
     assert_eq!(base(&[("host", "localhost")], &server).await, "https://art.example/easel");
 }
+
+#[tokio::test]
+async fn caches_keep_a_picture_no_longer_than_its_address_opens() {
+    let server = Server::start().await;
+    let id = server.job(&json!({"prompt": "x"})).await;
+    server.ended(&id).await;
+    for (seconds, least, most) in [(60, 50, 60), (100_000, 3600, 3600)] {
+        let expires = Timestamp::now() + std::time::Duration::from_secs(seconds);
+        let path = server.app.artifacts.signed_path(&id, 0, crate::request::OutputFormat::Png, expires);
+        let reply = server.get(&path).await;
+        let cache = reply.header("cache-control").unwrap();
+        let age: u64 = cache.strip_prefix("public, max-age=").unwrap().split(',').next().unwrap().parse().unwrap();
+        assert!((least..=most).contains(&age), "{cache}");
+    }
+}

@@ -226,3 +226,24 @@ async fn a_request_without_generation_costs_little() {
     times.sort_unstable();
     assert!(times[100] < Duration::from_millis(10), "median {:?}", times[100]);
 }
+
+#[tokio::test]
+async fn abilities_that_the_api_refuses_are_not_advertised() {
+    let server = Server::start().await;
+    let model = server.get("/v1/models/quick").await.json();
+    for (ability, field) in [("image_to_image", "image"), ("inpaint", "mask")] {
+        assert_eq!(model["abilities"][ability], false);
+        let reply = server.post("/v1/jobs", &json!({"prompt": "x", field: "data:"})).await;
+        assert_eq!(reply.error(), (400, "unsupported_parameter".into(), Some(field.into())));
+    }
+}
+
+#[tokio::test]
+async fn vendors_fields_that_take_anything_name_no_type() {
+    let server = Server::start().await;
+    let spec = server.get("/openapi.json").await.json();
+    let properties = &spec["components"]["schemas"]["GenerationRequest"]["properties"];
+    assert!(properties["svg"].is_object() && properties["svg"]["type"].is_null());
+    assert_eq!(properties["quality"]["type"], "string");
+    assert_eq!(properties["background"]["enum"], json!(["auto", "opaque"]));
+}

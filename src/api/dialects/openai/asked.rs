@@ -14,7 +14,6 @@ pub(crate) const OWN_FIELDS: &[(&str, &str, &[&str])] = &[
         &["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"],
     ),
     ("style", "Taken and ignored; say it in the prompt.", &["vivid", "natural"]),
-    ("background", "Pictures are opaque; `transparent` is refused.", &["transparent", "opaque", "auto"]),
     ("moderation", "Taken and ignored.", &["low", "auto"]),
     ("safety_identifier", "Taken and ignored.", &[]),
     ("disable_safety_checker", "Taken and ignored.", &[]),
@@ -50,13 +49,8 @@ impl Asked {
                 let message = format!("`{name}` must be one of {}", values.join(", "));
                 return Err(ApiError::field(Code::InvalidRequest, *name, message));
             }
-            match (*name, value.as_str()) {
-                ("background", Some("transparent")) => {
-                    let message = "`background` transparent is not supported: the models make opaque pictures";
-                    return Err(ApiError::field(Code::UnsupportedParameter, "background", message));
-                }
-                ("quality", Some(asked)) => quality = Some(asked.to_owned()),
-                _ => {}
+            if *name == "quality" {
+                quality = value.as_str().map(ToOwned::to_owned);
             }
         }
         let (request, delivery) = request::parse(body)?;
@@ -147,7 +141,7 @@ mod tests {
     #[test]
     fn vendors_fields_are_checked_and_leave_no_warning() {
         for (name, _, values) in OWN_FIELDS {
-            for value in values.iter().filter(|value| **value != "transparent") {
+            for value in *values {
                 assert_eq!(read(json!({*name: value})).unwrap().request.warnings, Vec::<String>::new());
             }
             if values.is_empty() {

@@ -16,6 +16,9 @@ use crate::api::wire::{self, OutputReply};
 use crate::jobs::{Job, JobMetrics, Output, Status};
 use crate::request::ResponseFormat;
 
+/// Bytes of a file from which on its encoding is too long for an async thread.
+const AT_ONCE: usize = 1 << 20;
+
 /// A finished request's pictures.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ImagesResponse {
@@ -147,5 +150,9 @@ pub(super) fn size(job: &Job) -> String {
 /// A picture's file in base64.
 pub(super) async fn base64(app: &App, job: &Job, index: usize) -> Result<String, ApiError> {
     let picture = app.artifacts.open_picture(&job.id, index).await.map_err(|error| files::missing(error, index))?;
-    Ok(STANDARD.encode(&picture.bytes))
+    if picture.bytes.len() < AT_ONCE {
+        return Ok(STANDARD.encode(&picture.bytes));
+    }
+    let encoded = tokio::task::spawn_blocking(move || STANDARD.encode(&picture.bytes)).await;
+    encoded.map_err(ApiError::internal)
 }
