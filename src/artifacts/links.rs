@@ -13,7 +13,8 @@ use sha2::Sha256;
 
 use super::{ArtifactError, io_error, storage};
 
-/// URLs expire on the hour, so that they stay the same for as long and can be cached.
+/// URLs expire on the hour, so that they stay the same for as long and can be cached; short-lived ones on a tenth
+/// of their life, so that they live little longer than configured.
 const GRAIN: i64 = 3600;
 
 /// Why a public URL does not work.
@@ -44,8 +45,9 @@ impl Links {
     /// When a URL handed out now expires.
     pub(super) fn expiry(&self, now: Timestamp) -> Timestamp {
         let Ok(end) = now.checked_add(self.lifetime) else { return Timestamp::MAX };
+        let grain = (self.lifetime.as_secs() / 10).clamp(1, GRAIN);
         let seconds = end.as_second();
-        let whole = seconds.saturating_add((GRAIN - seconds.rem_euclid(GRAIN)) % GRAIN);
+        let whole = seconds.saturating_add((grain - seconds.rem_euclid(grain)) % grain);
         Timestamp::from_second(whole).unwrap_or(Timestamp::MAX)
     }
 

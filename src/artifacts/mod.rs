@@ -135,7 +135,8 @@ impl Artifacts {
         Ok(Self { inner: Arc::new(Inner { storage, links, embed_metadata: config.embed_metadata, workers }) })
     }
 
-    /// Brings a rendered picture to its delivered size and encodes it as asked, with its parameters inside.
+    /// Brings a rendered picture to its delivered size and encodes it as asked, with its parameters inside; and gives
+    /// it with the file's SHA-256 in hex, which is computed here because it takes a while for a large file.
     ///
     /// `image` is the picture's place in the request, from 0.
     ///
@@ -146,10 +147,15 @@ impl Artifacts {
         request: &ResolvedRequest,
         image: usize,
         picture: Arc<RgbImage>,
-    ) -> Result<Picture, ArtifactError> {
+    ) -> Result<(Picture, String), ArtifactError> {
         let embed = self.inner.embed_metadata;
         let request = request.clone();
-        self.work(move || finish(&request, image, &picture, embed)).await
+        self.work(move || {
+            let finished = finish(&request, image, &picture, embed)?;
+            let sha256 = finished.sha256();
+            Ok((finished, sha256))
+        })
+        .await
     }
 
     /// A preview's PNG: of the delivered size, or as much smaller as its longest side has 512 pixels.
@@ -234,8 +240,8 @@ impl Artifacts {
         self.inner.links.path(job, &file_name(index, format), expires)
     }
 
-    /// The same for as long as is configured, rounded up to the hour, so that the URL of a picture stays the
-    /// same for that long and browsers find it in their cache.
+    /// The same for as long as is configured, and at most a tenth of that or an hour longer, so that the URL of a picture stays the
+    /// same for a while and browsers find it in their cache.
     pub fn public_path(&self, job: &str, index: usize, format: OutputFormat, now: Timestamp) -> String {
         self.signed_path(job, index, format, self.inner.links.expiry(now))
     }

@@ -65,7 +65,7 @@ fn mean_error(a: &[u8], b: &[u8]) -> f64 {
 #[tokio::test]
 async fn a_png_keeps_every_pixel_and_its_parameters() {
     let (_folder, artifacts) = open();
-    let file = artifacts.encode(&request(), 1, picture(64, 64)).await.unwrap();
+    let file = artifacts.encode(&request(), 1, picture(64, 64)).await.unwrap().0;
     assert_eq!(decoded(&file).into_raw(), picture(64, 64).pixels);
     let texts = texts(&file.bytes);
     let version = env!("CARGO_PKG_VERSION");
@@ -83,7 +83,7 @@ async fn a_png_keeps_every_pixel_and_its_parameters() {
 #[tokio::test]
 async fn one_picture_is_one_file_however_it_was_asked_for() {
     let (_folder, artifacts) = open();
-    let of_two = artifacts.encode(&request(), 1, picture(64, 64)).await.unwrap();
+    let of_two = artifacts.encode(&request(), 1, picture(64, 64)).await.unwrap().0;
     let alone = ResolvedRequest {
         n: 1,
         seed: 43,
@@ -93,16 +93,16 @@ async fn one_picture_is_one_file_however_it_was_asked_for() {
         output_compression: 7,
         ..request()
     };
-    assert_eq!(artifacts.encode(&alone, 0, picture(64, 64)).await.unwrap(), of_two);
+    assert_eq!(artifacts.encode(&alone, 0, picture(64, 64)).await.unwrap().0, of_two);
     let other = ResolvedRequest { seed: 44, ..alone };
-    assert_ne!(artifacts.encode(&other, 0, picture(64, 64)).await.unwrap(), of_two);
+    assert_ne!(artifacts.encode(&other, 0, picture(64, 64)).await.unwrap().0, of_two);
 }
 
 #[tokio::test]
 async fn a_seed_wraps_around() {
     let (_folder, artifacts) = open();
     let last = ResolvedRequest { seed: u64::MAX, ..request() };
-    let file = artifacts.encode(&last, 1, picture(64, 64)).await.unwrap();
+    let file = artifacts.encode(&last, 1, picture(64, 64)).await.unwrap().0;
     assert!(texts(&file.bytes)[0].1.contains("Seed: 0,"));
 }
 
@@ -111,7 +111,7 @@ async fn any_prompt_fits_into_a_png() {
     let (_folder, artifacts) = open();
     for prompt in ["赤い円 🟥 é", "", "two\nlines: \"quoted\", a=b", "nul\0byte"] {
         let asked = ResolvedRequest { prompt: prompt.into(), ..request() };
-        let file = artifacts.encode(&asked, 0, picture(64, 64)).await.unwrap();
+        let file = artifacts.encode(&asked, 0, picture(64, 64)).await.unwrap().0;
         let texts = texts(&file.bytes);
         let parameters = &texts.iter().find(|(keyword, _)| keyword == "parameters").unwrap().1;
         assert!(parameters.starts_with(&format!("{}\nNegative prompt: ", prompt.replace('\0', ""))), "{parameters}");
@@ -135,7 +135,7 @@ async fn jpeg_and_webp_are_near_the_picture_and_carry_its_parameters() {
     for format in [OutputFormat::Jpeg, OutputFormat::Webp] {
         let asked =
             ResolvedRequest { output_format: format, output_compression: 90, prompt: "赤".into(), ..request() };
-        let file = artifacts.encode(&asked, 0, picture(64, 64)).await.unwrap();
+        let file = artifacts.encode(&asked, 0, picture(64, 64)).await.unwrap().0;
         let kind = image::guess_format(&file.bytes).unwrap();
         assert_eq!(kind.to_mime_type(), format.content_type());
         assert!(mean_error(decoded(&file).as_raw(), &picture(64, 64).pixels) < 3.0);
@@ -146,7 +146,7 @@ async fn jpeg_and_webp_are_near_the_picture_and_carry_its_parameters() {
             exif[start..].chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
         assert!(String::from_utf16(&units).unwrap().starts_with("赤\nNegative prompt: blue\nSteps: 20"));
         let low = ResolvedRequest { output_compression: 0, ..asked };
-        assert!(artifacts.encode(&low, 0, picture(64, 64)).await.unwrap().bytes.len() < file.bytes.len());
+        assert!(artifacts.encode(&low, 0, picture(64, 64)).await.unwrap().0.bytes.len() < file.bytes.len());
     }
 }
 
@@ -155,7 +155,7 @@ async fn a_prompt_too_long_for_exif_is_left_out_of_it() {
     let (_folder, artifacts) = open();
     for format in OutputFormat::ALL {
         let asked = ResolvedRequest { output_format: format, prompt: "long ".repeat(10_000), ..request() };
-        let file = artifacts.encode(&asked, 0, picture(64, 64)).await.unwrap();
+        let file = artifacts.encode(&asked, 0, picture(64, 64)).await.unwrap().0;
         assert_eq!(decoded(&file).dimensions(), (64, 64));
     }
 }
@@ -165,7 +165,7 @@ async fn metadata_can_be_switched_off() {
     let folder = tempfile::tempdir().unwrap();
     let config = ArtifactsConfig { embed_metadata: false, ..ArtifactsConfig::default() };
     let artifacts = Artifacts::open(folder.path(), &config).unwrap();
-    let file = artifacts.encode(&request(), 0, picture(64, 64)).await.unwrap();
+    let file = artifacts.encode(&request(), 0, picture(64, 64)).await.unwrap().0;
     assert!(texts(&file.bytes).is_empty());
 }
 
@@ -173,7 +173,7 @@ async fn metadata_can_be_switched_off() {
 async fn a_picture_rendered_in_another_size_is_delivered_in_the_asked_one() {
     let (_folder, artifacts) = open();
     let asked = ResolvedRequest { width: 192, height: 128, ..request() };
-    let file = artifacts.encode(&asked, 0, picture(64, 64)).await.unwrap();
+    let file = artifacts.encode(&asked, 0, picture(64, 64)).await.unwrap().0;
     assert_eq!(decoded(&file).dimensions(), (192, 128));
     assert!(texts(&file.bytes)[0].1.contains("Size: 192x128, Model: tiny, Rendered size: 64x64"));
 }
@@ -191,7 +191,7 @@ async fn a_preview_has_the_delivered_shape_and_at_most_512_pixels_a_side() {
 #[tokio::test]
 async fn a_picture_is_found_again_until_its_job_is_removed() {
     let (folder, artifacts) = open();
-    let file = artifacts.encode(&request(), 0, picture(64, 64)).await.unwrap();
+    let file = artifacts.encode(&request(), 0, picture(64, 64)).await.unwrap().0;
     artifacts.keep(JOB, 0, file.clone()).await.unwrap();
     artifacts.keep(JOB, 0, file.clone()).await.unwrap();
     let again = Artifacts::open(folder.path(), &ArtifactsConfig::default()).unwrap();
@@ -220,7 +220,7 @@ async fn a_name_from_a_request_never_becomes_a_path() {
 #[tokio::test]
 async fn copies_are_smaller_and_in_other_formats() {
     let (_folder, artifacts) = open();
-    let file = artifacts.encode(&request(), 0, picture(64, 32)).await.unwrap();
+    let file = artifacts.encode(&request(), 0, picture(64, 32)).await.unwrap().0;
     artifacts.keep(JOB, 0, file.clone()).await.unwrap();
     // 64x32 was resampled to the asked 64x64.
     let copy = async |width, format| artifacts.copy(JOB, 0, width, format).await.unwrap();
@@ -278,6 +278,27 @@ fn a_public_url_lasts_as_configured_and_stays_the_same_for_an_hour() {
     assert_eq!(path(hour + 1.second()), path(hour + 59.minutes()));
     let [token, job, file] = parts(&path(hour + 59.minutes()));
     assert!(artifacts.verify(&token, &job, &file, hour + 59.minutes() + (7 * 24).hours() - 1.second()).is_ok());
+}
+
+#[test]
+fn a_short_lived_url_outlives_its_time_by_a_tenth_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let now = Timestamp::from_second(1_700_000_001).unwrap();
+    for ttl in [1, 60, 3600] {
+        let config = ArtifactsConfig { signed_url_ttl_seconds: ttl, ..ArtifactsConfig::default() };
+        let artifacts = Artifacts::open(folder.path(), &config).unwrap();
+        let [token, job, file] = parts(&artifacts.public_path(JOB, 0, OutputFormat::Png, now));
+        let after = |seconds: u64| artifacts.verify(&token, &job, &file, now + (seconds as i64).seconds());
+        assert!(after(ttl - 1).is_ok(), "{ttl}");
+        assert_eq!(after(ttl + ttl / 10), Err(LinkError::Expired), "{ttl}");
+    }
+}
+
+#[tokio::test]
+async fn an_encoded_picture_comes_with_the_hash_of_its_file() {
+    let (_folder, artifacts) = open();
+    let (file, sha256) = artifacts.encode(&request(), 0, picture(64, 64)).await.unwrap();
+    assert_eq!(sha256, file.sha256());
 }
 
 #[cfg(unix)]

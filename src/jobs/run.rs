@@ -206,7 +206,7 @@ async fn keep(
 ) -> Result<Made, JobError> {
     let (id, request) = live.read(|job| (job.id.clone(), job.request.clone()));
     let encoded = inner.artifacts.encode(&request, image, picture).await;
-    let file = encoded.map_err(|error| internal(format!("picture {image} cannot be encoded: {error}")))?;
+    let (file, sha256) = encoded.map_err(|error| internal(format!("picture {image} cannot be encoded: {error}")))?;
     let mut pauses = Pauses::new();
     while let Err(error) = inner.artifacts.keep(&id, image, file.clone()).await {
         let pause = pauses.next();
@@ -222,7 +222,7 @@ async fn keep(
         width: request.width,
         height: request.height,
         content_type: file.format.content_type().into(),
-        sha256: file.sha256(),
+        sha256,
         bytes: file.bytes.len() as u64,
     }))
 }
