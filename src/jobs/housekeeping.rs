@@ -1,5 +1,6 @@
 //! What is done from time to time: leases are renewed, and what is old is removed.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -57,13 +58,25 @@ impl Inner {
         }
         let oldest = before(SignedDuration::from_hours(24 * i64::from(self.options.retention_days)));
         let mut removed = 0;
+        // Those that cannot be removed are left for the next time, and do not keep the others.
+        let mut stuck = HashSet::new();
         loop {
-            let page = self.store.ended_before(oldest, PAGE).await?;
-            for id in &page {
-                self.remove(id).await?;
-                removed += 1;
+            let most = PAGE + stuck.len();
+            let page = self.store.ended_before(oldest, most).await?;
+            let last = page.len() < most;
+            for id in page {
+                if stuck.contains(&id) {
+                    continue;
+                }
+                match self.remove(&id).await {
+                    Ok(()) => removed += 1,
+                    Err(error) => {
+                        tracing::warn!(job = id, %error, "cannot remove a job whose time is over");
+                        stuck.insert(id);
+                    }
+                }
             }
-            if page.len() < PAGE {
+            if last {
                 return Ok(removed);
             }
         }

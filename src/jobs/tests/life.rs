@@ -232,6 +232,22 @@ async fn old_jobs_go_with_their_files_and_others_stay() {
 }
 
 #[tokio::test]
+async fn an_old_job_that_cannot_be_removed_does_not_keep_the_others() {
+    let (_folder, house) = House::prompt().await;
+    let mut ids = Vec::new();
+    for seed in 0..3 {
+        ids.push(house.submit(request(seed, 1)).await.id);
+        house.wait(&ids[seed as usize]).await;
+    }
+    house.stuck.lock().unwrap().clone_from(&ids[0]);
+    house.ahead.store(31 * 24 * 3600, Ordering::Relaxed);
+    assert_eq!(house.jobs.inner.sweep().await.unwrap(), 2);
+    assert_eq!(house.get(&ids[0]).await.status, Status::Succeeded);
+    house.stuck.lock().unwrap().clear();
+    assert_eq!(house.jobs.inner.sweep().await.unwrap(), 1);
+}
+
+#[tokio::test]
 async fn what_the_engine_refuses_is_told_with_its_field() {
     let (_folder, house, mut works) = House::by_hand().await;
     let cases = [

@@ -118,6 +118,8 @@ fn render_image(work: &Work, image: usize) {
 struct Files {
     disk: Disk,
     full: Arc<AtomicBool>,
+    /// The job whose files cannot be removed.
+    stuck: Arc<Mutex<String>>,
 }
 
 impl Storage for Files {
@@ -133,6 +135,9 @@ impl Storage for Files {
     }
 
     fn remove(&self, job: &str) -> io::Result<()> {
+        if *self.stuck.lock().unwrap() == job {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         self.disk.remove(job)
     }
 }
@@ -200,6 +205,7 @@ struct House {
     artifacts: Artifacts,
     store: Arc<Records>,
     disk_full: Arc<AtomicBool>,
+    stuck: Arc<Mutex<String>>,
     store_full: Arc<AtomicBool>,
     /// Seconds that the clock is ahead.
     ahead: Arc<AtomicI64>,
@@ -211,7 +217,9 @@ impl House {
         let disk_full = Arc::new(AtomicBool::new(false));
         let sqlite = SqliteStore::open(&folder.join("jobs.sqlite")).unwrap();
         let store = Arc::new(Records { sqlite, full: store_full.clone(), endings: Mutex::default() });
-        let files = Files { disk: Disk::open(&folder.join("artifacts")).unwrap(), full: disk_full.clone() };
+        let stuck = Arc::new(Mutex::default());
+        let disk = Disk::open(&folder.join("artifacts")).unwrap();
+        let files = Files { disk, full: disk_full.clone(), stuck: stuck.clone() };
         let artifacts = Artifacts::with_storage(Box::new(files), folder, &ArtifactsConfig::default()).unwrap();
         let ahead = Arc::new(AtomicI64::new(0));
         let clock: Clock = {
@@ -220,7 +228,7 @@ impl House {
         };
         let options = JobsOptions { max_queue, retention_days: 30, clock };
         let jobs = Jobs::open(options, store.clone(), Arc::new(renderer), artifacts.clone()).await.unwrap();
-        Self { jobs, artifacts, store, disk_full, store_full, ahead }
+        Self { jobs, artifacts, store, disk_full, stuck, store_full, ahead }
     }
 
     /// A house whose engine renders at once.
