@@ -38,11 +38,21 @@ pub trait Renderer: Send + Sync + 'static {
     /// # Errors
     /// When the work cannot be taken; no event follows then.
     fn submit(&self, work: Work) -> Result<(), WorkError>;
+
+    /// How many jobs wait, and how long it takes until all of them have begun, where that is known.
+    fn forecast(&self) -> Option<(usize, Duration)> {
+        None
+    }
 }
 
 impl Renderer for EngineHandle {
     fn submit(&self, work: Work) -> Result<(), WorkError> {
         EngineHandle::submit(self, work)
+    }
+
+    fn forecast(&self) -> Option<(usize, Duration)> {
+        let queue = self.queue();
+        Some((queue.waiting, Duration::from_millis(queue.wait_estimate_ms?)))
     }
 }
 
@@ -137,7 +147,7 @@ impl Jobs {
             }
             resumed += claimed.len();
             for job in claimed {
-                let live = Arc::new(Live::new(job));
+                let live = Arc::new(Live::resumed(job, inner.now()));
                 live.read(|job| inner.live.insert(&job.id, live.clone()));
                 run::start(&inner, live);
             }
@@ -292,7 +302,7 @@ impl Jobs {
             return Ok(live.watch(after).left_stream());
         }
         let (job, last) = self.stored(caller, id).await?;
-        // The listener may have seen the end already. Another number comes from before a restart.
+        // The listener may have seen the end already. Another number is that of an earlier event.
         let seen = !job.status.ended() || after == Some(last);
         let event = (!seen).then(|| JobEvent { id: last, kind: last_kind(job.status), job: Arc::new(job) });
         Ok(stream::iter(event).right_stream())
@@ -409,7 +419,8 @@ impl Inner {
             }
             Inserted::Mismatch => Err(SubmitError::IdempotencyMismatch(key)),
             Inserted::QueueFull => {
-                Err(SubmitError::QueueFull { max_queue: max_queued, retry_after: self.live.retry_after() })
+                let retry_after = self.live.retry_after(self.renderer.forecast());
+                Err(SubmitError::QueueFull { max_queue: max_queued, retry_after })
             }
         }
     }

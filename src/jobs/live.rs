@@ -61,9 +61,20 @@ struct Entry {
 impl Live {
     /// A job that has just been accepted; its first event is `Queued`.
     pub(super) fn new(job: Job) -> Self {
+        Self::after(job, 0)
+    }
+
+    /// A job that an earlier process has left. Its events' ids begin above all that were told of it before: those
+    /// of a process begin at the time of its start, with room for 2048 a millisecond, and stay below 2^53 (what
+    /// JavaScript reads exactly) for a century. So a listener from before hears all that happens now.
+    pub(super) fn resumed(job: Job, now: Timestamp) -> Self {
+        Self::after(job, now.as_millisecond().unsigned_abs() << 11)
+    }
+
+    fn after(job: Job, last: u64) -> Self {
         let done = vec![0.0; job.request.n as usize];
         let live = Self {
-            state: Mutex::new(State { job, done, history: VecDeque::new(), last: 0, over: false }),
+            state: Mutex::new(State { job, done, history: VecDeque::new(), last, over: false }),
             changed: watch::Sender::new(0),
             listeners: AtomicUsize::new(0),
             cancel: CancellationToken::new(),
@@ -208,7 +219,7 @@ impl Live {
     /// The events after `after`, those that are known at once and then each as it happens. It ends after the
     /// job's last event, and without one when the job is put back into the queue.
     ///
-    /// An `after` that this job has not reached yet comes from before a restart, and means nothing here.
+    /// An `after` that this job has not reached yet was never told of it, and means nothing here.
     pub(super) fn watch(self: Arc<Self>, after: Option<u64>) -> impl Stream<Item = JobEvent> + Send + use<> {
         let seen = after.filter(|after| *after <= self.lock().last).unwrap_or(0);
         let changed = self.changed.subscribe();

@@ -69,11 +69,14 @@ impl Registry {
         }
     }
 
-    /// How long it takes until a place in a full queue is free: the mean time between the last ends, in whole
-    /// seconds.
-    pub(super) fn retry_after(&self) -> Duration {
-        let inner = self.lock();
+    /// How long it takes until a place in a full queue is free, in whole seconds: the mean time between the starts
+    /// that are forecast, the jobs that wait and the time until all have begun; or that between the last ends.
+    pub(super) fn retry_after(&self, forecast: Option<(usize, Duration)>) -> Duration {
         let [unknown, least, most] = WAIT;
+        if let Some((waiting, until)) = forecast.filter(|(waiting, _)| *waiting > 0) {
+            return Duration::from_secs((until.as_secs_f64() / waiting as f64).ceil() as u64).clamp(least, most);
+        }
+        let inner = self.lock();
         let (Some(first), Some(last), Some(gaps)) =
             (inner.ends.front(), inner.ends.back(), inner.ends.len().checked_sub(1).filter(|gaps| *gaps > 0))
         else {
@@ -95,17 +98,26 @@ mod tests {
     #[test]
     fn a_full_queue_is_tried_again_at_the_pace_of_the_last_jobs() {
         let registry = Registry::default();
-        assert_eq!(registry.retry_after(), Duration::from_secs(5));
+        assert_eq!(registry.retry_after(None), Duration::from_secs(5));
         let start = Instant::now();
         for second in [0, 3, 5] {
             registry.ended("a", start + Duration::from_secs(second));
         }
-        assert_eq!(registry.retry_after(), Duration::from_secs(3));
+        assert_eq!(registry.retry_after(None), Duration::from_secs(3));
         registry.ended("a", start + Duration::from_secs(3600));
-        assert_eq!(registry.retry_after(), Duration::from_secs(60));
+        assert_eq!(registry.retry_after(None), Duration::from_secs(60));
         for _ in 0..PACE {
             registry.ended("a", start + Duration::from_secs(3600));
         }
-        assert_eq!(registry.retry_after(), Duration::from_secs(1));
+        assert_eq!(registry.retry_after(None), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_full_queue_is_tried_again_at_the_pace_that_the_engine_forecasts() {
+        let registry = Registry::default();
+        for (waiting, seconds, expected) in [(10, 25, 3), (100, 1, 1), (1, 3600, 60), (0, 0, 5)] {
+            let forecast = Some((waiting, Duration::from_secs(seconds)));
+            assert_eq!(registry.retry_after(forecast), Duration::from_secs(expected));
+        }
     }
 }

@@ -157,6 +157,27 @@ async fn a_job_that_only_an_open_connection_waits_for_is_canceled_when_the_engin
 }
 
 #[tokio::test]
+async fn a_listener_from_before_a_restart_hears_everything_of_the_new_run() {
+    let (_folder, house, mut works) = House::by_hand().await;
+    let mut job = house.submit(request(1, 1)).await;
+    render(&works.recv().await.unwrap());
+    house.wait(&job.id).await;
+    let seen = drain(house.watch(&job.id, None).await).await.last().unwrap().id;
+    job.status = Status::Queued;
+    let mut before = seen;
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let live = Arc::new(super::super::live::Live::resumed(job.clone(), Timestamp::now()));
+        live.started(Timestamp::now());
+        live.close();
+        let told = drain(live.watch(Some(before))).await;
+        assert_eq!(names(&told), ["queued", "started"]);
+        before = told[1].id;
+        assert!(before < 1 << 53);
+    }
+}
+
+#[tokio::test]
 async fn closing_takes_no_longer_than_allowed() {
     let (_folder, house, _works) = House::by_hand().await;
     house.submit(request(1, 1)).await;
