@@ -130,6 +130,9 @@ pub struct ModelCard {
     pub abilities: Abilities,
     /// Tokens that the text encoder takes, its start and end marks included.
     pub context_tokens: usize,
+    /// Layers of the CLIP text encoder, which `clip_skip` counts off from the end; 0 where there is none.
+    #[serde(default)]
+    pub clip_layers: usize,
     /// Weights in all parts together.
     pub parameters: u64,
     /// The type that the denoiser computes in: `f32`, `bf16` or `f16`.

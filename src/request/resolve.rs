@@ -139,10 +139,10 @@ impl Resolver {
                 warnings.push(format!("`negative_prompt` has no effect at guidance {guidance}; it has above 1"));
             }
         }
-        let clip_skip = whole(&fields::CLIP_SKIP, asked.clip_skip, MAX_CLIP_SKIP)?.unwrap_or(0);
-        if clip_skip > 0 && !card.abilities.clip_skip {
+        if asked.clip_skip.is_some_and(|skip| skip > 0) && !card.abilities.clip_skip {
             return Err(unsupported(fields::CLIP_SKIP.name, model, "has no CLIP layers to skip"));
         }
+        let clip_skip = whole(&fields::CLIP_SKIP, asked.clip_skip, card.clip_layers as u64)?.unwrap_or(0);
 
         let (delivered, rendered) = self.size(asked.size, model, card, &mut warnings)?;
         let n = whole(&fields::N, asked.n, u64::from(limits.max_n))?.unwrap_or(1);
@@ -226,9 +226,6 @@ impl Inner {
         self.models.iter().position(|(served, _)| served == name).or_else(|| self.aliases.get(name).copied())
     }
 }
-
-/// The most layers that any CLIP text encoder in use has (bigG has 32); a smaller model refuses for itself.
-const MAX_CLIP_SKIP: u64 = 32;
 
 /// The size of this ratio with the model's own pixel count: one that the model makes, unless it resizes anyway.
 fn of_aspect(across: f64, down: f64, model: &str, card: &ModelCard) -> Result<Size, RequestError> {

@@ -17,6 +17,7 @@ fn card(sizes: Sizes, fit: Fit) -> ModelCard {
         samplers: vec!["ddim".into(), "euler".into(), "dpmpp_2m".into()],
         abilities: Abilities { negative_prompt: true, clip_skip: true, image_to_image: false, inpaint: false },
         context_tokens: 77,
+        clip_layers: 12,
         parameters: 1,
         dtype: "f32".into(),
         scheduler: easel_models::samplers::SchedulerConfig::default(),
@@ -152,7 +153,7 @@ fn values_outside_of_their_range_are_refused_by_name() {
         ("guidance", |r| r.guidance = Some(-0.1)),
         ("guidance", |r| r.guidance = Some(100.1)),
         ("guidance", |r| r.guidance = Some(f64::NAN)),
-        ("clip_skip", |r| r.clip_skip = Some(33)),
+        ("clip_skip", |r| r.clip_skip = Some(13)),
         ("output_compression", |r| r.output_compression = Some(101)),
         ("partial_images", |r| r.partial_images = Some(4)),
         ("sampler", |r| r.sampler = Some("magic".into())),
@@ -244,6 +245,14 @@ fn what_a_model_has_no_use_for_is_refused_and_never_dropped() {
         (r.negative_prompt, r.clip_skip) = (Some(String::new()), Some(0));
     });
     assert!(quiet.is_ok());
+}
+
+#[test]
+fn all_layers_of_the_models_text_encoder_can_be_skipped_and_no_more() {
+    assert_eq!(ask(|r| r.clip_skip = Some(12)).unwrap().0.clip_skip, 12);
+    let error = ask(|r| r.clip_skip = Some(13)).unwrap_err();
+    assert_eq!(error.param(), "clip_skip");
+    assert!(error.to_string().contains("from 0 to 12"), "{error}");
 }
 
 #[test]

@@ -86,6 +86,7 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let context = tokenizer.max_length().unwrap_or(text_config.max_position_embeddings);
     let mut card = card(&unet_config, &vae_config, schedulers.own())?;
     card.context_tokens = context;
+    card.clip_layers = text.layers();
     card.parameters = parameters;
     card.dtype = dtype.as_str().to_owned();
     card_file::apply(repository, &mut card)?;
@@ -178,6 +179,7 @@ fn card(unet: &UNetConfig, vae: &AutoencoderKlConfig, scheduler: &SchedulerConfi
             inpaint: false,
         },
         context_tokens: 0,
+        clip_layers: 0,
         parameters: 0,
         dtype: String::new(),
         scheduler: scheduler.clone(),

@@ -45,6 +45,7 @@ fn card(native: Size, sizes: Sizes, fit: Fit) -> ModelCard {
         samplers: vec!["ddim".into(), "euler".into(), "dpmpp_2m".into()],
         abilities: Abilities { negative_prompt: true, clip_skip: false, image_to_image: true, inpaint: true },
         context_tokens: 77,
+        clip_layers: 0,
         parameters: 1,
         dtype: "f32".into(),
         scheduler: easel_models::samplers::SchedulerConfig::default(),

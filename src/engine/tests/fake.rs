@@ -60,6 +60,7 @@ impl Fake {
             samplers: vec!["halving".into()],
             abilities: Abilities::default(),
             context_tokens: 4,
+            clip_layers: 0,
             parameters: 1,
             dtype: "f32".into(),
             scheduler: easel_models::samplers::SchedulerConfig::default(),

@@ -75,6 +75,7 @@ fn the_built_in_model_says_what_it_is() {
     assert_eq!((card.family.as_str(), card.native, card.fit), ("sd1", Size { width: 128, height: 128 }, Fit::Resize));
     assert_eq!((card.steps, card.guidance, card.sampler.as_str()), (20, 5.0, "ddim"));
     assert_eq!((card.context_tokens, card.dtype.as_str(), card.subjects.len()), (77, "f32", 12));
+    assert_eq!(card.clip_layers, 2);
     // As scripts/default-model/README.md counts: 1.77 M, 4.81 M and 0.64 M.
     assert_eq!(card.parameters / 10_000, 722);
     assert!(card.sizes.contains(card.native) && card.samplers.contains(&card.sampler));
