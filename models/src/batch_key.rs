@@ -13,6 +13,8 @@ pub struct BatchKey {
     pub latent: [usize; 3],
     /// Tokens of conditioning a row.
     pub context: usize,
+    /// Shapes of the reference pictures that a row carries besides its latents, (c, h, w) each, of editing models.
+    pub references: Vec<[usize; 3]>,
 }
 
 /// Why two rows may not share a model call.
@@ -24,11 +26,13 @@ pub enum Mismatch {
     LatentShape,
     /// Different context lengths.
     ContextLength,
+    /// Different reference pictures.
+    References,
 }
 
 impl Mismatch {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 3] = [Self::Model, Self::LatentShape, Self::ContextLength];
+    pub const ALL: [Self; 4] = [Self::Model, Self::LatentShape, Self::ContextLength, Self::References];
 
     /// The reason's name in metrics.
     pub fn name(self) -> &'static str {
@@ -36,6 +40,7 @@ impl Mismatch {
             Self::Model => "model",
             Self::LatentShape => "latent_shape",
             Self::ContextLength => "context_length",
+            Self::References => "references",
         }
     }
 }
@@ -43,13 +48,15 @@ impl Mismatch {
 impl BatchKey {
     /// The first reason for which rows of these keys may not be merged; `None` when they may.
     pub fn mismatch(&self, other: &Self) -> Option<Mismatch> {
-        let Self { model, latent, context } = self;
+        let Self { model, latent, context, references } = self;
         if *model != other.model {
             Some(Mismatch::Model)
         } else if *latent != other.latent {
             Some(Mismatch::LatentShape)
         } else if *context != other.context {
             Some(Mismatch::ContextLength)
+        } else if *references != other.references {
+            Some(Mismatch::References)
         } else {
             None
         }

@@ -100,6 +100,15 @@ pub struct Abilities {
     pub image_to_image: bool,
     /// `image` with `mask`.
     pub inpaint: bool,
+    /// `image` is looked at and edited as the prompt says, instead of being denoised from (FLUX.1 Kontext, FLUX.2).
+    #[serde(default)]
+    pub edit: bool,
+    /// `true_guidance` has an effect, with a negative prompt, beside the guidance that the model is told.
+    #[serde(default)]
+    pub true_guidance: bool,
+    /// `prompt_weighting` and `long_prompt` have an effect.
+    #[serde(default)]
+    pub prompt_weighting: bool,
 }
 
 /// A model as `/v1/models` shows it and as requests are validated against.

@@ -23,6 +23,6 @@ pub mod weights;
 pub use batch_key::{BatchKey, Mismatch};
 pub use card::{Abilities, Fit, ModelCard, Size, Sizes};
 pub use error::{Error, Result};
-pub use image::RgbImage;
-pub use pipeline::{Conditioning, InitImage, Pipeline, Prompt, RenderSpec};
+pub use image::{GrayImage, RgbImage};
+pub use pipeline::{Conditioning, InitImage, Loading, Part, Pipeline, Prompt, RenderSpec, Stage};
 pub use trajectory::Trajectory;

@@ -21,7 +21,7 @@ pub struct Trajectory {
 }
 
 impl Trajectory {
-    /// Puts a row together; `negative` is there exactly when guidance is above 1.
+    /// Puts a row together; `negative` is there exactly when the row is guided.
     pub fn new(
         sampler: Box<dyn Sampler>,
         positive: Arc<Conditioning>,

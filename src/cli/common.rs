@@ -113,7 +113,7 @@ pub(super) fn placement(config: &ModelsConfig) -> Result<Placement, CliError> {
             return Err(CliError::Usage(format!("models.dtype is {other:?}; it can be auto, f32, bf16 or f16")));
         }
     };
-    Ok(Placement { device, dtype })
+    Ok(Placement { device, dtype, memory: None })
 }
 
 fn device(name: &str) -> Result<Device, CliError> {
@@ -163,8 +163,9 @@ pub(super) fn source_of(config: &Config, asked: Option<&str>) -> (String, Option
 
 fn open(name: &str, repository: &Repository, placement: &Placement) -> Result<Arc<dyn Pipeline>, CliError> {
     let start = std::time::Instant::now();
-    let pipeline =
-        families::open(repository, placement, name).map_err(|source| CliError::Model { name: name.into(), source })?;
+    let failed = |source| CliError::Model { name: name.into(), source };
+    let pipeline = families::open(repository, placement, name).map_err(failed)?;
+    pipeline.load(&|_| {}).map_err(failed)?;
     let card = pipeline.card();
     tracing::info!(
         model = name,

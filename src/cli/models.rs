@@ -1,11 +1,8 @@
 //! `easel models`: what can be used, and what is in a model's folder.
 
-use std::collections::BTreeMap;
-
 use clap::{Args, Subcommand};
-use easel_models::weights::MODEL_INDEX;
 use easel_models::{Sizes, families};
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::common::{BUILT_IN, CliError, ModelFlags, placement, repository};
 use crate::config::Config;
@@ -60,18 +57,15 @@ fn inspect(source: &str, flags: &ModelFlags) -> Result<(), CliError> {
     let folder = config.models.sources.get(source).map_or(source, String::as_str);
     let repository = repository(source, (source != BUILT_IN).then_some(folder))?;
     let failed = |error| CliError::Model { name: source.into(), source: error };
-    let parts: BTreeMap<String, Value> = repository.json(MODEL_INDEX).map_err(failed)?;
-    println!("{:<18} {:<26} {:>14}  files", "part", "class", "parameters");
-    for (part, value) in &parts {
-        // A part is [library, class]; one that is not there is [null, null].
-        let Some(class) = value.get(1).and_then(Value::as_str) else { continue };
-        let files = repository.list(part).map_err(failed)?;
-        let weights = files.iter().any(|file| file.contains(".safetensors"));
-        let parameters = if weights { repository.parameters(part).map_err(failed)?.to_string() } else { "-".into() };
-        println!("{part:<18} {class:<26} {parameters:>14}  {}", files.into_iter().collect::<Vec<_>>().join(", "));
-    }
-    // Opening it is the only check that every part is whole and fits the others.
     let model = families::open(&repository, &placement(&config.models)?, source).map_err(failed)?;
+    println!("{:<18} {:>14} {:<12} {:>10}  files", "part", "parameters", "stored as", "loaded");
+    for part in model.parts() {
+        let files = repository.list(&part.name).map_err(failed)?.into_iter().collect::<Vec<_>>().join(", ");
+        let (stored, mib) = (part.stored.join(", "), part.bytes >> 20);
+        println!("{:<18} {:>14} {stored:<12} {mib:>6} MiB  {files}", part.name, part.parameters);
+    }
+    // Reading the weights is the only check that every part is whole and fits the others.
+    model.load(&|_| {}).map_err(failed)?;
     let card = model.card();
     let sizes = match &card.sizes {
         Sizes::Any { multiple, min, max } => format!("sides of {min} to {max} pixels, multiples of {multiple}"),

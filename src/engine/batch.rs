@@ -237,16 +237,8 @@ mod tests {
     /// A row that is about to join, and its class. A text of more than 40 letters has a longer context.
     fn row(model: usize, width: u32, text: &str, owner: &str) -> (Class, Row) {
         let fake = Fake::new(["first", "second"][model]);
-        let conditioning = fake.encode(&Prompt { text: Some(text.into()), clip_skip: 0 }).unwrap();
-        let spec = RenderSpec {
-            width,
-            height: 64,
-            guidance: 1.0,
-            guidance_rescale: 0.0,
-            seed: 0,
-            sampling: SamplingSpec::steps(5),
-            init: None,
-        };
+        let conditioning = fake.encode(&Prompt::new(text)).unwrap();
+        let spec = RenderSpec::new(width, 64, 0, SamplingSpec::steps(5));
         let trajectory = fake.begin(&spec, Arc::new(conditioning), None).unwrap();
         (Class { model, width, height: 64 }, Row::new(0, 0, trajectory, owner.into(), Priority::Normal))
     }

@@ -94,7 +94,7 @@ impl Engine {
         let gone = || Fault::Other(WorkError::Internal("the job is gone".into()));
         let job = self.jobs.get(&id).ok_or_else(gone)?;
         let spec = job.work.specs.get(job.begun).ok_or_else(gone)?;
-        let (model, guided) = (job.class.model, spec.guidance > 1.0);
+        let (model, guided) = (job.class.model, self.models[job.class.model].pipeline.guided(spec));
         let (prompt, negative) = (job.work.prompt.clone(), job.work.negative.clone());
         let (known, known_negative) = (job.positive.clone(), job.negative.clone());
         let positive = known.map_or_else(|| self.embed(id, model, prompt), Ok)?;

@@ -59,12 +59,12 @@ mod tests {
     use super::*;
 
     fn prompt(text: &str) -> Prompt {
-        Prompt { text: Some(text.into()), clip_skip: 0 }
+        Prompt::new(text)
     }
 
     fn conditioning() -> Arc<Conditioning> {
         let states = Tensor::zeros((4, 4), DType::F32, &Device::Cpu).unwrap();
-        Arc::new(Conditioning { states, pooled: None, tokens: 2, truncated: None })
+        Arc::new(Conditioning { states, pooled: None, mask: None, tokens: 2, truncated: None })
     }
 
     #[test]

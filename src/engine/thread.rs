@@ -162,7 +162,7 @@ impl Engine {
             return;
         }
         let class = Class { model, width: spec.width, height: spec.height };
-        let rows = 1 + usize::from(spec.guidance > 1.0);
+        let rows = 1 + usize::from(self.models[model].pipeline.guided(spec));
         let pixels = f64::from(spec.width) * f64::from(spec.height);
         // In proportion to the operations, about: every weight is used once a pixel, row and step.
         let weights = self.models[model].pipeline.card().parameters.max(1) as f64;

@@ -13,12 +13,12 @@ impl ResolvedRequest {
 
     /// The prompt, as the text encoders see it.
     pub fn positive(&self) -> Prompt {
-        Prompt { text: Some(self.prompt.clone()), clip_skip: self.clip_skip }
+        Prompt { clip_skip: self.clip_skip, ..Prompt::new(&self.prompt) }
     }
 
     /// The negative prompt, as the text encoders see it: diffusers' `encode_prompt` leaves no layer out for it.
     pub fn negative(&self) -> Prompt {
-        Prompt { text: self.negative_prompt.clone(), clip_skip: 0 }
+        Prompt { text: self.negative_prompt.clone(), ..Prompt::default() }
     }
 
     /// Sampler, schedule and steps, with what else was set of them.
@@ -45,13 +45,9 @@ impl ResolvedRequest {
         let sampling = self.sampling_spec();
         (0..self.n as usize)
             .map(|index| RenderSpec {
-                width: self.rendered.width,
-                height: self.rendered.height,
                 guidance: self.guidance,
                 guidance_rescale: self.sampling.guidance_rescale.unwrap_or(0.0),
-                seed: self.seed_of(index),
-                sampling: sampling.clone(),
-                init: None,
+                ..RenderSpec::new(self.rendered.width, self.rendered.height, self.seed_of(index), sampling.clone())
             })
             .collect()
     }

@@ -15,7 +15,7 @@ fn card(sizes: Sizes, fit: Fit) -> ModelCard {
         guidance: 7.5,
         sampler: "ddim".into(),
         samplers: vec!["ddim".into(), "euler".into(), "dpmpp_2m".into()],
-        abilities: Abilities { negative_prompt: true, clip_skip: true, image_to_image: false, inpaint: false },
+        abilities: Abilities { negative_prompt: true, clip_skip: true, ..Abilities::default() },
         context_tokens: 77,
         clip_layers: 12,
         parameters: 1,

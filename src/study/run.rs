@@ -136,21 +136,14 @@ fn render(
         setting: format!("{}, {} schedule, {} steps", setting.sampler, setting.schedule, setting.steps),
         source,
     };
-    let spec = RenderSpec {
-        width: plan.width,
-        height: plan.height,
-        guidance: plan.guidance,
-        guidance_rescale: 0.0,
-        seed,
-        sampling: SamplingSpec::steps(setting.steps).with_sampler(&setting.sampler).with_schedule(&setting.schedule),
-        init: None,
-    };
+    let sampling = SamplingSpec::steps(setting.steps).with_sampler(&setting.sampler).with_schedule(&setting.schedule);
+    let spec = RenderSpec { guidance: plan.guidance, ..RenderSpec::new(plan.width, plan.height, seed, sampling) };
     let (events, mut received) = unbounded_channel();
     let work = Work {
         job: format!("study-{prompt}-{seed}"),
         model: plan.model.clone(),
-        prompt: Prompt { text: plan.prompts.get(prompt).cloned(), clip_skip: 0 },
-        negative: Prompt { text: None, clip_skip: 0 },
+        prompt: Prompt { text: plan.prompts.get(prompt).cloned(), ..Prompt::default() },
+        negative: Prompt::default(),
         specs: vec![spec],
         priority: Priority::Normal,
         owner: String::new(),

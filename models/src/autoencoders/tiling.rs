@@ -26,6 +26,11 @@ impl Tiling {
         Self { tile, overlap: tile / 4 }
     }
 
+    /// A tile's side in latent pixels.
+    pub fn size(&self) -> usize {
+        self.tile
+    }
+
     /// Whether latents of this height and width take more than one tile.
     pub fn splits(&self, height: usize, width: usize) -> bool {
         height > self.tile || width > self.tile

@@ -2,9 +2,12 @@
 
 mod card_file;
 mod guidance;
+mod latent_space;
+mod parts;
 mod pixels;
+mod rows;
+mod schedulers;
 mod sd;
-mod sd_schedulers;
 mod unet_memory;
 
 use std::sync::Arc;
@@ -22,6 +25,19 @@ pub struct Placement {
     pub device: Device,
     /// The type of weights and activations: F32, BF16 or F16. Latents and samplers are always F32.
     pub dtype: DType,
+    /// Bytes that the weights may take; a model whose parts do not fit together has them loaded in turn. `None` is no
+    /// bound.
+    pub memory: Option<u64>,
+}
+
+impl Placement {
+    /// The CPU in f32, without a bound on the memory.
+    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, memory: None };
+
+    /// Bytes that a weight takes once it is loaded: the CPU's forms keep f32, whatever the type of the activations.
+    fn value_bytes(&self) -> u64 {
+        if self.device.is_cpu() { 4 } else { self.dtype.size_in_bytes() as u64 }
+    }
 }
 
 /// One family: the classes of `model_index.json` that it runs, and how to open a model of it.
@@ -39,7 +55,7 @@ struct ModelIndex {
     _class_name: String,
 }
 
-/// Opens the model in `repository`, to be served as `name`.
+/// Opens the model in `repository`, to be served as `name`. Its weights are not read before they are needed.
 ///
 /// # Errors
 /// When easel does not run models of this class (the error lists those it runs), or when a part is missing, damaged or

@@ -2,7 +2,21 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Error, Result, RgbImage};
+use crate::{Error, RenderSpec, Result, RgbImage};
+
+/// Refuses a picture, given as the field `param`, that does not have the size of the one to be made.
+///
+/// # Errors
+/// Names the field and both sizes.
+pub(super) fn check_size(param: &'static str, (width, height): (u32, u32), spec: &RenderSpec) -> Result<()> {
+    if (width, height) == (spec.width, spec.height) {
+        return Ok(());
+    }
+    let wanted = (spec.width, spec.height);
+    let message =
+        format!("it is {width}x{height}; the size of the picture to be made, {}x{}, is needed", wanted.0, wanted.1);
+    Err(Error::Request { param, message })
+}
 
 /// A picture as an autoencoder takes it: (1, 3, h, w) in -1..=1, f32.
 pub(super) fn to_tensor(image: &RgbImage, device: &Device) -> Result<Tensor> {

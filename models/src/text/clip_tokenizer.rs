@@ -78,19 +78,44 @@ impl ClipTokenizer {
     /// # Errors
     /// When the text cannot be tokenized.
     pub fn encode(&self, text: &str, length: usize) -> Result<Tokens> {
-        let at_text = |error: tokenizers::Error| Error::Request { param: "prompt", message: error.to_string() };
-        let encoding = self.tokenizer.encode(text, false).map_err(at_text)?;
-        let (kept, rest) = encoding.get_ids().split_at(encoding.len().min(length.saturating_sub(2)));
-        let truncated = match rest {
-            [] => None,
-            _ => Some(self.tokenizer.decode(rest, false).map_err(at_text)?.replace(END_OF_WORD, " ").trim().to_owned()),
-        };
-        let mut ids: Vec<u32> = [&[self.start], kept, &[self.end]].concat();
+        let words = self.words(text)?;
+        let (kept, rest) = words.split_at(words.len().min(length.saturating_sub(2)));
+        Ok(Tokens { count: words.len(), truncated: self.spell(rest)?, ..self.mark(kept, length) })
+    }
+
+    /// The ids of a text, without marks and padding.
+    ///
+    /// # Errors
+    /// When the text cannot be tokenized.
+    pub(super) fn words(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(text, false).map_err(|error| at_text(&error))?.get_ids().to_vec())
+    }
+
+    /// Marks the start and the end of `words`, and pads them to `length`; there must be room for both marks.
+    pub(super) fn mark(&self, words: &[u32], length: usize) -> Tokens {
+        let mut ids: Vec<u32> = [&[self.start], words, &[self.end]].concat();
         let mut mask = vec![1; ids.len()];
         ids.resize(length, self.pad);
         mask.resize(length, 0);
-        Ok(Tokens { ids, mask, count: encoding.len(), truncated })
+        Tokens { ids, mask, count: words.len(), truncated: None }
     }
+
+    /// Words as the tokenizer spells them; `None` when there are none.
+    ///
+    /// # Errors
+    /// When an id is unknown.
+    pub(super) fn spell(&self, words: &[u32]) -> Result<Option<String>> {
+        if words.is_empty() {
+            return Ok(None);
+        }
+        let text = self.tokenizer.decode(words, false).map_err(|error| at_text(&error))?;
+        Ok(Some(text.replace(END_OF_WORD, " ").trim().to_owned()))
+    }
+}
+
+/// An error about the prompt.
+fn at_text(error: &tokenizers::Error) -> Error {
+    Error::Request { param: "prompt", message: error.to_string() }
 }
 
 /// Puts the tokenizer together as transformers does, whatever `tokenizer.json` says besides vocabulary and merges.

@@ -1,8 +1,11 @@
 //! Text encoders and their tokenizers.
 
 mod clip;
+mod clip_prompt;
 mod clip_tokenizer;
 mod clip_vocabulary;
+mod weighting;
 
 pub use clip::{ClipActivation, ClipOutput, ClipText, ClipTextConfig};
+pub use clip_prompt::{ClipPrompt, equal_lengths};
 pub use clip_tokenizer::{ClipTokenizer, Tokens};

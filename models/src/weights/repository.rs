@@ -12,7 +12,7 @@ use easel_kernels::Mapped;
 use serde::de::DeserializeOwned;
 
 use super::{Tensors, builtin, safetensors};
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 
 /// What a folder of the diffusers layout is recognised by: the list of the model's parts.
 pub const MODEL_INDEX: &str = "model_index.json";
@@ -148,12 +148,15 @@ impl Repository {
         Ok(Tensors::new(Arc::new(source), dtype, device))
     }
 
-    /// How many weights a part has; whole numbers, such as stored positions, are not counted.
+    /// What a part is made of, by its files' headers; loaded, each value takes `value_bytes`. Whole numbers, such as
+    /// stored positions, are not counted.
     ///
     /// # Errors
     /// As [`Repository::tensors`].
-    pub fn parameters(&self, part: &str) -> Result<u64> {
-        Ok(safetensors::open(self, part)?.parameters())
+    pub fn part(&self, part: &str, value_bytes: u64) -> Result<Part> {
+        let source = safetensors::open(self, part)?;
+        let parameters = source.parameters();
+        Ok(Part { name: part.to_owned(), parameters, stored: source.types(), bytes: parameters * value_bytes })
     }
 }
 

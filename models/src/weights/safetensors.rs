@@ -1,11 +1,11 @@
 //! The safetensors files of one part of a model: a single one, or shards with an index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::repository::{Bytes, Repository};
@@ -111,6 +111,11 @@ impl Shard {
     }
 }
 
+/// Whether a tensor holds weights, rather than whole numbers.
+fn fractional(info: &TensorInfo) -> bool {
+    !matches!(info.dtype, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL)
+}
+
 /// The weights of one part. Tensors are read when they are asked for, one at a time.
 pub(super) struct SafetensorsSource {
     /// The file to name in errors: the only one, or the index.
@@ -130,8 +135,15 @@ impl SafetensorsSource {
     /// The number of fractional values in all tensors.
     pub(super) fn parameters(&self) -> u64 {
         let infos = self.keys.iter().filter_map(|(key, &at)| self.shards[at].header.info(key));
-        let fractional = infos.filter(|info| !matches!(info.dtype, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL));
-        fractional.map(|info| info.shape.iter().product::<usize>() as u64).sum()
+        infos.filter(|info| fractional(info)).map(|info| info.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// The types of its fractional values, such as `F16`.
+    pub(super) fn types(&self) -> Vec<String> {
+        let infos = self.keys.iter().filter_map(|(key, &at)| self.shards[at].header.info(key));
+        let types: BTreeSet<String> =
+            infos.filter(|info| fractional(info)).map(|info| info.dtype.to_string()).collect();
+        types.into_iter().collect()
     }
 
     fn sharded(repository: &Repository, part: &str, name: String, index: &Index) -> Result<Self> {
@@ -246,7 +258,8 @@ mod tests {
         let repository = Repository::folder(dir.path()).unwrap();
         let tensors = repository.tensors("unet", DType::F32, &Device::Cpu).unwrap();
         assert_eq!((tensors.get("a", &[3]).unwrap().dims1().unwrap(), tensors.contains("b")), (3, true));
-        assert_eq!(repository.parameters("unet").unwrap(), 5);
+        let part = repository.part("unet", 4).unwrap();
+        assert_eq!((part.parameters, part.bytes, part.stored), (5, 20, vec!["F16".to_owned()]));
 
         let missing = error(&folder(&[(name, index), ("one.safetensors", &one)]));
         assert_eq!(missing, format!("unet/two.safetensors: is missing; unet/{name} says that it holds b"));

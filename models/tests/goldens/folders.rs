@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use candle_core::{DType, Device, safetensors};
+use candle_core::{Device, safetensors};
 use easel_models::families::{Placement, open};
 use easel_models::weights::Repository;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ fn error(model: &str, spoil: impl FnOnce(&Path)) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     copy(&data(format_args!("pipelines/{model}")), folder.path());
     spoil(folder.path());
-    let placement = Placement { device: Device::Cpu, dtype: DType::F32 };
+    let placement = Placement::CPU;
     let opened = Repository::folder(folder.path()).and_then(|repository| open(&repository, &placement, model));
     opened.err().map(|error| error.to_string())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use easel_models::families::{Placement, open};
 use easel_models::samplers::SamplingSpec;
 use easel_models::{InitImage, Pipeline, Prompt, RenderSpec, RgbImage, Trajectory};
@@ -51,9 +51,9 @@ struct Init {
 impl Picture {
     /// The row that makes this picture.
     fn begin(&self, pipeline: &dyn Pipeline) -> Trajectory {
-        let positive = Prompt { text: Some(self.prompt.clone()), clip_skip: self.clip_skip };
+        let positive = Prompt { clip_skip: self.clip_skip, ..Prompt::new(&self.prompt) };
         // diffusers leaves no layer out for the negative prompt.
-        let negative = Prompt { text: self.negative.clone(), clip_skip: 0 };
+        let negative = Prompt { text: self.negative.clone(), ..Prompt::default() };
         let encode = |prompt: &Prompt| Arc::new(pipeline.encode(prompt).unwrap());
         let init = self.init.as_ref();
         let init = init.map(|init| InitImage { image: picture("pictures", &init.file), strength: init.strength });
@@ -64,23 +64,19 @@ impl Picture {
             ..SamplingSpec::steps(self.steps)
         };
         let spec = RenderSpec {
-            width: self.width,
-            height: self.height,
             guidance: self.guidance,
             guidance_rescale: self.guidance_rescale,
-            seed: self.seed,
-            sampling,
             init,
+            ..RenderSpec::new(self.width, self.height, self.seed, sampling)
         };
-        let negative = (self.guidance > 1.0).then(|| encode(&negative));
+        let negative = pipeline.guided(&spec).then(|| encode(&negative));
         pipeline.begin(&spec, encode(&positive), negative).unwrap_or_else(|error| panic!("{}: {error}", self.file))
     }
 }
 
 /// A tiny pipeline, or the one inside the program.
 fn pipeline(model: &str) -> Arc<dyn Pipeline> {
-    let placement = Placement { device: Device::Cpu, dtype: DType::F32 };
-    open(&repository(model), &placement, model).unwrap()
+    open(&repository(model), &Placement::CPU, model).unwrap()
 }
 
 /// A picture that was stored as PNG.

@@ -43,7 +43,13 @@ fn card(native: Size, sizes: Sizes, fit: Fit) -> ModelCard {
         guidance: 1.0,
         sampler: "ddim".into(),
         samplers: vec!["ddim".into(), "euler".into(), "dpmpp_2m".into()],
-        abilities: Abilities { negative_prompt: true, clip_skip: false, image_to_image: true, inpaint: true },
+        abilities: Abilities {
+            negative_prompt: true,
+            clip_skip: false,
+            image_to_image: true,
+            inpaint: true,
+            ..Abilities::default()
+        },
         context_tokens: 77,
         clip_layers: 0,
         parameters: 1,
@@ -91,7 +97,7 @@ impl Pipeline for Fake {
         assert_ne!(text, "panic", "as the prompt says");
         let sum = text.bytes().fold(7u64, |sum, byte| (sum * 31 + u64::from(byte)) % 251);
         let states = Tensor::full(sum as f32, (4, 1), &Device::Cpu)?;
-        Ok(Conditioning { states, pooled: None, tokens: text.split_whitespace().count(), truncated: None })
+        Ok(Conditioning { states, pooled: None, mask: None, tokens: text.split_whitespace().count(), truncated: None })
     }
 
     fn begin(
@@ -104,7 +110,7 @@ impl Pipeline for Fake {
         let colour = positive.states.flatten_all()?.to_vec1::<f32>()?[0] + (spec.seed % 97) as f32;
         let latents = Tensor::full(colour, latent.as_slice(), &Device::Cpu)?;
         let sampler = Box::new(Constant { latents, progress: Progress { step: 0, steps: spec.sampling.steps } });
-        let key = BatchKey { model: self.name.clone(), latent, context: 4 };
+        let key = BatchKey { model: self.name.clone(), latent, context: 4, references: Vec::new() };
         Ok(Trajectory::new(sampler, positive, negative, spec.guidance, 0.0, key))
     }
 

@@ -176,7 +176,7 @@ impl Pipeline for Fake {
             _ => 0.0,
         };
         let pooled = Some(Tensor::full(fault, 1, &Device::Cpu)?);
-        Ok(Conditioning { states, pooled, tokens: text.split_whitespace().count(), truncated: None })
+        Ok(Conditioning { states, pooled, mask: None, tokens: text.split_whitespace().count(), truncated: None })
     }
 
     fn begin(
@@ -192,7 +192,8 @@ impl Pipeline for Fake {
             _ => {}
         }
         let latent = [3, spec.height as usize / 8, spec.width as usize / 8];
-        let key = BatchKey { model: self.name.clone(), latent, context: positive.states.dim(0)? };
+        let key =
+            BatchKey { model: self.name.clone(), latent, context: positive.states.dim(0)?, references: Vec::new() };
         // Faults in decoding are told by the latents, which is all that decoding sees.
         let seed = match fault(&positive)? {
             fault @ 5.. => fault as f32 * 1e30,
@@ -353,15 +354,10 @@ impl Ask {
     pub(in crate::engine) fn submit(&self, engine: &EngineHandle) -> Job {
         let (sender, events) = unbounded_channel();
         let spec = |image| RenderSpec {
-            width: self.width,
-            height: 64,
             guidance: self.guidance,
-            guidance_rescale: 0.0,
-            seed: self.seed + image as u64,
-            sampling: SamplingSpec::steps(self.steps),
-            init: None,
+            ..RenderSpec::new(self.width, 64, self.seed + image as u64, SamplingSpec::steps(self.steps))
         };
-        let prompt = |text: &str| Prompt { text: Some(text.into()), clip_skip: 0 };
+        let prompt = |text: &str| Prompt::new(text);
         let work = Work {
             job: format!("{} x{}", self.prompt, self.steps),
             model: self.model.into(),

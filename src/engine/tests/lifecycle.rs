@@ -75,7 +75,7 @@ fn the_queue_shows_what_runs_and_what_waits() {
 fn work_that_cannot_be_is_refused_at_once() {
     let (engine, _) = engine(Fake::new("fake"));
     let (events, _receiver) = unbounded_channel();
-    let prompt = Prompt { text: None, clip_skip: 0 };
+    let prompt = Prompt::default();
     let work = |model: &str| Work {
         job: "j".into(),
         model: model.into(),
@@ -93,15 +93,7 @@ fn work_that_cannot_be_is_refused_at_once() {
     };
     assert_eq!(field(work("fake")), "n");
     assert_eq!(field(work("other")), "model");
-    let spec = |width| RenderSpec {
-        width,
-        height: 64,
-        guidance: 1.0,
-        guidance_rescale: 0.0,
-        seed: 0,
-        sampling: SamplingSpec::steps(2),
-        init: None,
-    };
+    let spec = |width| RenderSpec::new(width, 64, 0, SamplingSpec::steps(2));
     assert_eq!(field(Work { specs: vec![spec(64), spec(72)], ..work("fake") }), "size");
     assert_eq!(engine.models()[0].0, "fake");
     assert_eq!(engine.models()[0].1.family, "fake");
@@ -120,7 +112,7 @@ fn shutting_down_lets_what_runs_finish_and_refuses_the_rest() {
     running.check(&begun);
     assert_eq!(waiting.end(), Err(WorkError::ShuttingDown));
     let (events, mut receiver) = unbounded_channel();
-    let prompt = Prompt { text: None, clip_skip: 0 };
+    let prompt = Prompt::default();
     let late = Work {
         job: "late".into(),
         model: "fake".into(),

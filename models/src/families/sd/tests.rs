@@ -1,4 +1,3 @@
-use candle_core::Device;
 use tempfile::TempDir;
 
 use super::*;
@@ -6,7 +5,7 @@ use crate::families;
 use crate::samplers::SamplingSpec;
 use crate::weights::BUILTIN_MODEL;
 
-const CPU: Placement = Placement { device: Device::Cpu, dtype: DType::F32 };
+const CPU: Placement = Placement::CPU;
 
 fn builtin() -> Arc<dyn Pipeline> {
     families::open(&Repository::builtin(), &CPU, BUILTIN_MODEL).unwrap()
@@ -36,7 +35,10 @@ fn set(dir: &TempDir, file: &str, key: &str, value: serde_json::Value) {
 }
 
 fn open_folder(dir: &TempDir) -> Result<Arc<dyn Pipeline>> {
-    families::open(&Repository::folder(dir.path())?, &CPU, "folder")
+    let model = families::open(&Repository::folder(dir.path())?, &CPU, "folder")?;
+    // Some faults show only once the weights are read.
+    model.load(&|_| {})?;
+    Ok(model)
 }
 
 fn refusal(result: Result<impl Sized>) -> String {
@@ -45,12 +47,12 @@ fn refusal(result: Result<impl Sized>) -> String {
 
 fn spec(steps: usize, seed: u64, guidance: f64) -> RenderSpec {
     let sampling = SamplingSpec::steps(steps);
-    RenderSpec { width: 128, height: 128, guidance, guidance_rescale: 0.0, seed, sampling, init: None }
+    RenderSpec { guidance, ..RenderSpec::new(128, 128, seed, sampling) }
 }
 
 fn begin(model: &dyn Pipeline, prompt: &str, spec: &RenderSpec) -> Result<Trajectory> {
     let encode =
-        |text: Option<&str>| model.encode(&Prompt { text: text.map(str::to_owned), clip_skip: 0 }).map(Arc::new);
+        |text: Option<&str>| model.encode(&Prompt { text: text.map(str::to_owned), ..Prompt::default() }).map(Arc::new);
     let negative = (spec.guidance > 1.0).then(|| encode(None)).transpose()?;
     model.begin(spec, encode(Some(prompt))?, negative)
 }
@@ -167,7 +169,7 @@ fn a_size_that_the_model_cannot_make_is_refused_with_the_nearest() {
 fn a_prompt_that_is_too_long_tells_what_was_left_out() {
     let model = builtin();
     let text = format!("{}a cat", "red circle ".repeat(40));
-    let conditioning = model.encode(&Prompt { text: Some(text), clip_skip: 0 }).unwrap();
+    let conditioning = model.encode(&Prompt::new(text)).unwrap();
     assert_eq!((conditioning.states.dims2().unwrap(), conditioning.tokens), ((77, 128), 82));
     assert_eq!(conditioning.truncated.as_deref(), Some("circle red circle red circle a cat"));
 }
@@ -293,4 +295,37 @@ fn easel_json_overrides_the_card_and_nothing_else() {
         let error = refusal(with(json));
         assert!(error.starts_with(expected), "{error}");
     }
+}
+
+#[test]
+fn a_long_prompt_in_chunks_draws_what_its_end_says() {
+    let model = builtin();
+    let start = "a red circle on a blue background ".repeat(12);
+    let text = |end: &str| format!("{start}{end}");
+    let draw = |prompt: &Prompt| {
+        let spec = spec(2, 7, 5.0);
+        let encode = |prompt: &Prompt| Arc::new(model.encode(prompt).unwrap());
+        let mut row = model.begin(&spec, encode(prompt), Some(encode(&Prompt::default()))).unwrap();
+        let context = row.key().context;
+        while !row.done() {
+            model.denoise(&mut [&mut row]).unwrap();
+        }
+        (context, values(row.latents()))
+    };
+    let long = |end| Prompt { long: true, ..Prompt::new(text(end)) };
+    let short = |end| Prompt::new(text(end));
+    assert_eq!(draw(&short("square")), draw(&short("triangle")));
+    let (square, triangle) = (draw(&long("square")), draw(&long("triangle")));
+    assert_eq!((square.0, triangle.0), (2 * 77, 2 * 77));
+    assert_ne!(square.1, triangle.1);
+}
+
+#[test]
+fn a_weight_of_one_is_no_weight() {
+    let model = builtin();
+    let states =
+        |text: &str, weighting| values(&model.encode(&Prompt { weighting, ..Prompt::new(text) }).unwrap().states);
+    assert_eq!(states("a (red:1.0) circle", true), states("a red circle", false));
+    assert_ne!(states("a (red:1.5) circle", true), states("a red circle", false));
+    assert_ne!(states("a (red:1.5) circle", false), states("a red circle", false));
 }

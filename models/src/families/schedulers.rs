@@ -1,13 +1,16 @@
-//! The scheduler file of a Stable Diffusion model, as diffusers' pipelines of the family read it.
+//! A model's scheduler file, as diffusers' pipelines read it.
 
-use crate::samplers::{Plan, PlanContext, SamplerInfo, SamplingSpec, SchedulerConfig, find};
+use crate::samplers::{ModelKind, Plan, PlanContext, SamplerInfo, SamplingSpec, SchedulerConfig, catalogue, find};
 use crate::weights::Repository;
 use crate::{Error, Result};
 
 /// Where the file is.
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
-/// The scheduler file twice, because diffusers' pipelines correct two keys of it.
+/// The sampler for models whose own is not available.
+const OTHERWISE: &str = "ddim";
+
+/// The scheduler file twice, because diffusers' Stable Diffusion pipelines correct two keys of it.
 ///
 /// Whatever the file says, their own scheduler has a `steps_offset` of 1 and no `clip_sample`. A sampler that is chosen
 /// instead, by `Class.from_config(pipe.scheduler.config)`, sees the correction only of the keys that stand in the
@@ -18,12 +21,21 @@ pub(super) struct Schedulers {
 }
 
 impl Schedulers {
-    /// Reads the file.
+    /// Reads the file as it stands, which is what the pipelines of most families do.
     ///
     /// # Errors
-    /// Names the file and the key when it cannot be read, or no sampler could be set up with it.
+    /// Names the file and the key when it cannot be read.
     pub(super) fn read(repository: &Repository) -> Result<Self> {
         let file = SchedulerConfig::from_json(&repository.text(SCHEDULER)?).map_err(|e| Error::file(SCHEDULER, e))?;
+        Ok(Self { own: file.clone(), chosen: file })
+    }
+
+    /// Reads the file with the corrections of the Stable Diffusion 1.x and 2.x pipelines.
+    ///
+    /// # Errors
+    /// Names the file and the key when it cannot be read.
+    pub(super) fn read_corrected(repository: &Repository) -> Result<Self> {
+        let Self { own: file, .. } = Self::read(repository)?;
         let (steps_offset, clip_sample) = (file.steps_offset.map(|_| 1), file.clip_sample.map(|_| false));
         let chosen = SchedulerConfig { steps_offset, clip_sample, ..file };
         let own = SchedulerConfig { steps_offset: Some(1), clip_sample: Some(false), ..chosen.clone() };
@@ -35,24 +47,43 @@ impl Schedulers {
         &self.own
     }
 
+    /// What the scheduler file says of a model's card: the sampler that requests have unless they name one, every sampler
+    /// they may name, and a sentence where the model's own is not written yet, which is no reason to refuse a model that
+    /// any sampler can draw with.
+    pub(super) fn describe(&self) -> (String, Vec<String>, String) {
+        let kind = if self.own.is_flow() { ModelKind::Flow } else { ModelKind::Diffusion };
+        let fits = |info: &&SamplerInfo| info.kind == ModelKind::Any || info.kind == kind;
+        let samplers = catalogue().iter().filter(fits).map(|info| info.name.to_owned()).collect();
+        match SamplerInfo::of_model(&self.own) {
+            Ok(info) => (info.name.to_owned(), samplers, String::new()),
+            Err(_) => {
+                let class = self.own.class_name.as_deref().unwrap_or_default();
+                let description = format!(
+                    "Its own scheduler, {class}, is not available here; {OTHERWISE} is used unless a request names another."
+                );
+                (OTHERWISE.to_owned(), samplers, description)
+            }
+        }
+    }
+
     /// Refuses values in the file that `sampler`, the model's default one, cannot be set up with for that many steps.
     ///
     /// # Errors
     /// Names the file and the key.
     pub(super) fn check(&self, sampler: &str, steps: usize) -> Result<()> {
         let spec = SamplingSpec::steps(steps).with_sampler(sampler);
-        self.plan(&spec).map(|_| ()).map_err(|error| Error::file(SCHEDULER, error))
+        self.plan(&spec, PlanContext::default()).map(|_| ()).map_err(|error| Error::file(SCHEDULER, error))
     }
 
-    /// The plan of a request, which names its sampler.
+    /// The plan of a request; one that names no sampler gets the model's own.
     ///
     /// # Errors
     /// When the combination is impossible; the message says what is possible.
-    pub(super) fn plan(&self, spec: &SamplingSpec) -> Result<Plan> {
+    pub(super) fn plan(&self, spec: &SamplingSpec, context: PlanContext) -> Result<Plan> {
         let asked = spec.sampler.as_deref().and_then(find).map(|info| info.name);
         let own = SamplerInfo::of_model(&self.own).ok().map(|info| info.name);
         let config = if asked == own { &self.own } else { &self.chosen };
-        Ok(Plan::new(spec, config, PlanContext::default())?)
+        Ok(Plan::new(spec, config, context)?)
     }
 }
 
@@ -67,8 +98,12 @@ mod tests {
         std::fs::create_dir(dir.path().join("scheduler")).unwrap();
         let json = format!(r#"{{"_class_name": "DDIMScheduler", "timestep_spacing": "leading"{keys}}}"#);
         std::fs::write(dir.path().join(SCHEDULER), json).unwrap();
-        let schedulers = Schedulers::read(&Repository::folder(dir.path()).unwrap()).unwrap();
-        schedulers.plan(&SamplingSpec::steps(2).with_sampler(sampler)).unwrap().timesteps().to_vec()
+        let schedulers = Schedulers::read_corrected(&Repository::folder(dir.path()).unwrap()).unwrap();
+        schedulers
+            .plan(&SamplingSpec::steps(2).with_sampler(sampler), PlanContext::default())
+            .unwrap()
+            .timesteps()
+            .to_vec()
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! A model's latents: how large they are, and how they come from and become pictures.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::parts::{Lazy, Turns};
+use super::{Placement, pixels};
+use crate::autoencoders::{AutoencoderKl, AutoencoderKlConfig, Tiling};
+use crate::samplers::Noise;
+use crate::weights::Repository;
+use crate::{Error, ModelCard, Part, Result, RgbImage, Size};
+
+/// The autoencoder's folder, and its configuration.
+pub(super) const PART: &str = "vae";
+/// The file that errors name.
+pub(super) const CONFIG: &str = "vae/config.json";
+
+/// Pictures of more pixels than this are encoded and decoded in tiles.
+const WHOLE_PIXELS: usize = 1 << 20;
+
+/// The least side of a tile in pixels, for models that were trained on small pictures.
+const LEAST_TILE: usize = 512;
+
+/// Images as large as the picture that are alive at once where the decoder needs most: its last level's input, the
+/// normalised input, a convolution's result and the residual, in the channels of the first level, twice while upsampling.
+const DECODER_LIVE: usize = 6;
+
+/// The autoencoder of a model with KL latents, and what follows from its configuration.
+pub(super) struct LatentSpace {
+    config: AutoencoderKlConfig,
+    vae: Lazy<AutoencoderKl>,
+    device: Device,
+    dtype: DType,
+}
+
+/// The type that an autoencoder computes in: those that say so overflow in f16.
+pub(super) fn vae_dtype(config: &AutoencoderKlConfig, placement: &Placement) -> DType {
+    if config.force_upcast && placement.dtype == DType::F16 { DType::F32 } else { placement.dtype }
+}
+
+impl LatentSpace {
+    /// The latents of the model in `repository`; `part` is its autoencoder.
+    pub(super) fn new(
+        repository: &Repository,
+        config: AutoencoderKlConfig,
+        part: Part,
+        turns: &std::sync::Arc<Turns>,
+        placement: &Placement,
+    ) -> Self {
+        let (dtype, device) = (vae_dtype(&config, placement), placement.device.clone());
+        let build = {
+            let (repository, config, device) = (repository.clone(), config.clone(), device.clone());
+            move || AutoencoderKl::new(&config, &repository.tensors(PART, dtype, &device)?)
+        };
+        Self { config, vae: Lazy::new(part, turns, build), device, dtype }
+    }
+
+    /// The autoencoder's configuration.
+    #[allow(dead_code, reason = "families that stand on this will ask")]
+    pub(super) fn config(&self) -> &AutoencoderKlConfig {
+        &self.config
+    }
+
+    /// The autoencoder itself, for [`super::parts::load`] and its like.
+    pub(super) fn part(&self) -> &Lazy<AutoencoderKl> {
+        &self.vae
+    }
+
+    /// Pixels a side of one latent pixel.
+    pub(super) fn factor(&self) -> usize {
+        self.config.factor()
+    }
+
+    /// The latents' shape, (c, h, w), of a picture.
+    ///
+    /// # Errors
+    /// When the card does not have the size.
+    pub(super) fn shape(&self, card: &ModelCard, width: u32, height: u32) -> Result<[usize; 3]> {
+        let size = Size { width, height };
+        if !card.sizes.contains(size) {
+            let message = format!("{size} cannot be made; the nearest size is {}", card.sizes.nearest(size));
+            return Err(Error::Request { param: "size", message });
+        }
+        let factor = self.factor();
+        Ok([self.config.latent_channels, height as usize / factor, width as usize / factor])
+    }
+
+    /// Latents of a picture, (1, c, h, w) in f32, drawn from the posterior with `noise`: image to image.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub(super) fn sample(&self, image: &RgbImage, noise: &mut dyn Noise) -> Result<Tensor> {
+        self.sample_tensor(&pixels::to_tensor(image, &self.device)?, noise)
+    }
+
+    /// [`Self::sample`] of pixels (1, 3, H, W) in -1..=1.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub(super) fn sample_tensor(&self, pixels: &Tensor, noise: &mut dyn Noise) -> Result<Tensor> {
+        self.vae.with(|vae| {
+            let posterior = vae.encode(pixels, self.tiling_of(pixels)?.as_ref())?;
+            vae.scale(&posterior.sample(&noise.normal(posterior.mode().dims(), &self.device)?)?)
+        })
+    }
+
+    /// The most likely latents of pixels (1, 3, H, W) in -1..=1, as (1, c, h, w) in f32: reference pictures.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    #[allow(dead_code, reason = "families that stand on this will ask")]
+    pub(super) fn mode(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.vae.with(|vae| vae.scale(vae.encode(pixels, self.tiling_of(pixels)?.as_ref())?.mode()))
+    }
+
+    /// The pictures of finished latents, each (c, h, w).
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub(super) fn decode(&self, latents: &[Tensor]) -> Result<Vec<RgbImage>> {
+        // One after the other: decoding needs several times the memory of a denoiser's row, and gains nothing in a batch.
+        self.vae.with(|vae| {
+            let decode = |latents: &Tensor| {
+                let (_, height, width) = latents.dims3()?;
+                let latents = vae.unscale(&latents.unsqueeze(0)?)?;
+                pixels::to_image(&vae.decode(&latents, self.tiling(height, width).as_ref())?)
+            };
+            latents.iter().map(decode).collect()
+        })
+    }
+
+    /// One pixel a latent pixel, of unfinished latents (c, h, w).
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub(super) fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
+        self.vae.with(|vae| vae.preview()?.rgb(latents))
+    }
+
+    /// Bytes that decoding a picture of this many pixels needs, estimated from the shapes.
+    pub(super) fn decode_bytes(&self, width: u32, height: u32) -> u64 {
+        let factor = self.factor();
+        let (mut height, mut width) = (height as usize, width as usize);
+        if let Some(tiling) = self.tiling(height / factor, width / factor) {
+            (height, width) = (height.min(tiling.size() * factor), width.min(tiling.size() * factor));
+        }
+        // The last level has the most pixels; the one before it a quarter of them in more channels.
+        let widest = self.config.block_out_channels.iter().take(2).max().copied().unwrap_or(1);
+        (DECODER_LIVE * widest * height * width * self.dtype.size_in_bytes()) as u64
+    }
+
+    fn tiling_of(&self, pixels: &Tensor) -> Result<Option<Tiling>> {
+        let (_, _, height, width) = pixels.dims4()?;
+        Ok(self.tiling(height / self.factor(), width / self.factor()))
+    }
+
+    /// Tiles, where a whole picture with latents of this height and width would need too much memory.
+    ///
+    /// diffusers decodes whole pictures unless told otherwise, and a tile knows nothing of the colours of those far from
+    /// it; so pictures are decoded whole up to the size where memory is several GiB.
+    fn tiling(&self, height: usize, width: usize) -> Option<Tiling> {
+        let factor = self.factor();
+        let native = self.config.sample_size.sides();
+        let tile = native.0.min(native.1).max(LEAST_TILE).div_ceil(factor);
+        (height * width * factor * factor > WHOLE_PIXELS).then(|| Tiling::new(tile))
+    }
+}
