@@ -17,7 +17,7 @@ impl Conv2d {
     pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, config: Conv2dConfig) -> Result<Self> {
         let dtype = product_dtype(weight.dtype(), weight.device());
         let bias = bias.map(|bias| bias.to_dtype(dtype)).transpose()?;
-        Ok(Self { weight: weight.to_dtype(dtype)?.contiguous()?, bias, config })
+        Ok(Self { weight: weight.to_dtype(dtype)?, bias, config })
     }
 
     /// `x` (b, h, w, in) to (b, h', w', out).
@@ -29,13 +29,15 @@ impl Conv2d {
             return Tensor::zeros((b, out_h, out_w, out), x.dtype(), x.device());
         }
         let padding = self.config.padding;
+        // Weights from a file are contiguous; those without values, which only have a shape, must not become so.
+        let weight = self.weight.contiguous()?;
         let y = by_rows(&x.to_dtype(self.weight.dtype())?, |row| {
             // candle pads all four sides alike, so the zeros are put there before.
             row.pad_with_zeros(1, padding.top, padding.bottom)?
                 .pad_with_zeros(2, padding.left, padding.right)?
                 .permute((0, 3, 1, 2))?
                 .contiguous()?
-                .conv2d(&self.weight, 0, self.config.stride, 1, 1)?
+                .conv2d(&weight, 0, self.config.stride, 1, 1)?
                 .permute((0, 2, 3, 1))?
                 .contiguous()
         })?;

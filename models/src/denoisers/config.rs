@@ -1,7 +1,7 @@
 //! Reading a network's `config.json`, with errors that name the file and the key.
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::{Error, Result};
@@ -73,6 +73,13 @@ pub(crate) fn parse<T: DeserializeOwned>(file: &str, json: &str, neutral: &[Neut
     }
     serde_path_to_error::deserialize(value)
         .map_err(|error| Error::file(file, format_args!("{}: {}", error.path(), error.inner())))
+}
+
+/// Reads a key whose `null` means the same as its type's default.
+pub(crate) fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    value: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 /// Fails with an error about `key` unless `right`.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::activation::Activation;
-use super::config::{Neutral, PerLevel, SampleSize, check, parse};
+use super::config::{Neutral, PerLevel, SampleSize, check, null_as_default, parse};
 use super::resnet::TimeScaleShift;
 use crate::Result;
 
@@ -56,7 +56,8 @@ pub struct UNetConfig {
     pub num_attention_heads: Option<PerLevel<usize>>,
     /// Whether the transformers' outer projections are linear layers, and not 1x1 convolutions.
     pub use_linear_projection: bool,
-    /// Whether attention is computed in f32.
+    /// Whether attention is computed in f32. SDXL's file says `null` for no.
+    #[serde(deserialize_with = "null_as_default")]
     pub upcast_attention: bool,
     /// What the time embedding does in the residual blocks.
     pub resnet_time_scale_shift: TimeScaleShift,

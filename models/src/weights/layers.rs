@@ -29,7 +29,7 @@ pub fn linear_no_bias(weights: &Tensors, inputs: usize, outputs: usize) -> Resul
 /// When a tensor is missing or of another shape.
 pub fn pointwise(weights: &Tensors, inputs: usize, outputs: usize) -> Result<Linear> {
     let weight = match weights.try_get_any("weight")? {
-        Some(weight) if weight.dims() == [outputs, inputs, 1, 1] => weight.reshape((outputs, inputs))?,
+        Some(weight) if weight.dims() == [outputs, inputs, 1, 1] => weight.squeeze(3)?.squeeze(2)?,
         _ => weights.get("weight", &[outputs, inputs])?,
     };
     Ok(Linear::new(weight, Some(weights.get("bias", &[outputs])?))?)
