@@ -89,7 +89,7 @@ pub enum Fit {
 }
 
 /// The tasks and fields that a model has a use for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is one independent yes or no of the public model list")]
 pub struct Abilities {
     /// `negative_prompt` has an effect (at guidance above 1).
@@ -109,6 +109,34 @@ pub struct Abilities {
     /// `prompt_weighting` and `long_prompt` have an effect.
     #[serde(default)]
     pub prompt_weighting: bool,
+    /// It cannot draw from a prompt alone: `image` is required (SDXL's refiner).
+    #[serde(default)]
+    pub needs_image: bool,
+    /// It paints into pictures only: `image` and `mask` are required (UNets for inpainting, FLUX.1 Fill).
+    #[serde(default)]
+    pub needs_mask: bool,
+    /// Pictures that an editing model looks at at once, at most; 0 is as good as 1.
+    #[serde(default)]
+    pub references: usize,
+    /// `strength` when a request names none.
+    #[serde(default)]
+    pub strengths: Strengths,
+}
+
+/// The `strength` of requests with `image` that name none. The default is what diffusers' pipelines of Stable Diffusion
+/// have; those of other families differ.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Strengths {
+    /// Without a mask.
+    pub image_to_image: f64,
+    /// With one.
+    pub inpaint: f64,
+}
+
+impl Default for Strengths {
+    fn default() -> Self {
+        Self { image_to_image: 0.8, inpaint: 1.0 }
+    }
 }
 
 /// A model as `/v1/models` shows it and as requests are validated against.

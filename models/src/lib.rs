@@ -21,7 +21,7 @@ pub mod text;
 pub mod weights;
 
 pub use batch_key::{BatchKey, Mismatch};
-pub use card::{Abilities, Fit, ModelCard, Size, Sizes};
+pub use card::{Abilities, Fit, ModelCard, Size, Sizes, Strengths};
 pub use error::{Error, Result};
 pub use image::{GrayImage, RgbImage};
 pub use pipeline::{Conditioning, InitImage, Loading, Part, Pipeline, Prompt, RenderSpec, Stage};

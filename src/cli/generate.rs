@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::common::{CliError, ModelFlags, load_model, progress_bar, source_of};
 use crate::artifacts;
 use crate::config::Config;
-use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Work};
+use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Pictures, Work};
 use crate::request::{GenerationRequest, OutputFormat, Priority, ResolvedRequest, Resolver, SizeAsked, parse_size};
 use crate::telemetry;
 
@@ -84,6 +84,7 @@ impl Generate {
             prompt: request.positive(),
             negative: request.negative(),
             specs: request.specs(),
+            pictures: Pictures::default(),
             priority: request.priority,
             owner: String::new(),
             previews: 0,

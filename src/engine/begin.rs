@@ -93,8 +93,8 @@ impl Engine {
     fn trajectory(&mut self, id: u64) -> Result<Trajectory, Fault> {
         let gone = || Fault::Other(WorkError::Internal("the job is gone".into()));
         let job = self.jobs.get(&id).ok_or_else(gone)?;
-        let spec = job.work.specs.get(job.begun).ok_or_else(gone)?;
-        let (model, guided) = (job.class.model, self.models[job.class.model].pipeline.guided(spec));
+        let spec = job.work.spec(job.begun).ok_or_else(gone)?;
+        let (model, guided) = (job.class.model, self.models[job.class.model].pipeline.guided(&spec));
         let (prompt, negative) = (job.work.prompt.clone(), job.work.negative.clone());
         let (known, known_negative) = (job.positive.clone(), job.negative.clone());
         let positive = known.map_or_else(|| self.embed(id, model, prompt), Ok)?;
@@ -103,9 +103,8 @@ impl Engine {
         let job = self.jobs.get_mut(&id).ok_or_else(gone)?;
         job.positive = Some(Arc::clone(&positive));
         job.negative.clone_from(&negative);
-        let spec = job.work.specs.get(job.begun).ok_or_else(gone)?;
         let began = Instant::now();
-        let trajectory = guarded("begin", || self.models[model].pipeline.begin(spec, positive, negative));
+        let trajectory = guarded("begin", || self.models[model].pipeline.begin(&spec, positive, negative));
         self.in_calls += began.elapsed();
         self.meters.models[model].begin.record(began.elapsed().as_secs_f64());
         trajectory

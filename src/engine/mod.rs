@@ -41,7 +41,7 @@ pub use snapshot::{Batch, ModelQueue, QueueSnapshot};
 use std::sync::Arc;
 use std::time::Duration;
 
-use easel_models::{Prompt, RenderSpec, RgbImage};
+use easel_models::{GrayImage, InitImage, Prompt, RenderSpec, RgbImage};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::request::Priority;
@@ -57,8 +57,11 @@ pub struct Work {
     pub prompt: Prompt,
     /// The negative prompt, needed when guidance is above 1.
     pub negative: Prompt,
-    /// How to render each picture; one row of the batch each (two under guidance).
+    /// How to render each picture; one row of the batch each (two under guidance). What they start from is in
+    /// `pictures`.
     pub specs: Vec<RenderSpec>,
+    /// What all of them start from, once for the whole job.
+    pub pictures: Pictures,
     /// Place in the waiting list.
     pub priority: Priority,
     /// Whose work it is (a key's workspace): waiting work is taken from owners in turn.
@@ -67,6 +70,25 @@ pub struct Work {
     pub previews: u32,
     /// Where events go. Once it is closed the work is dropped at the next step boundary.
     pub events: UnboundedSender<EngineEvent>,
+}
+
+/// The pictures that a job starts from, of the rendered size where they must have it.
+#[derive(Debug, Clone, Default)]
+pub struct Pictures {
+    /// Image to image.
+    pub init: Option<InitImage>,
+    /// Which part of it is painted anew.
+    pub mask: Option<GrayImage>,
+    /// What an editing model looks at.
+    pub references: Vec<RgbImage>,
+}
+
+impl Work {
+    /// How to render one of the pictures, with what it starts from; a copy, made when it begins.
+    pub(crate) fn spec(&self, index: usize) -> Option<RenderSpec> {
+        let Pictures { init, mask, references } = self.pictures.clone();
+        self.specs.get(index).map(|spec| RenderSpec { init, mask, references, ..spec.clone() })
+    }
 }
 
 /// What the engine tells of one job, in this order: queue places, `Started`, progress and previews of its

@@ -18,7 +18,7 @@ use super::handle::Inner;
 use super::live::Live;
 use super::store::{Ending, StoreError};
 use super::{Job, JobError, JobMetrics, Output, Status, meters};
-use crate::engine::{EngineEvent, Work, WorkError, WorkMetrics};
+use crate::engine::{EngineEvent, Pictures, Work, WorkError, WorkMetrics};
 
 /// Previews of each picture that are made for whoever watches a job that asked for none. The engine projects
 /// the latents in any case, which is little beside a step; pictures of it are made only while somebody watches.
@@ -48,6 +48,7 @@ fn work(job: &Job, events: mpsc::UnboundedSender<EngineEvent>) -> Work {
         prompt: request.positive(),
         negative: request.negative(),
         specs: request.specs(),
+        pictures: Pictures::default(),
         priority: request.priority,
         owner: job.workspace.clone(),
         previews: if request.partial_images > 0 { request.partial_images } else { WATCHED_PREVIEWS },

@@ -7,7 +7,7 @@ use easel_models::{Prompt, RenderSpec, RgbImage};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::{Distances, Plan, Row, Setting};
-use crate::engine::{EngineEvent, EngineHandle, Work, WorkError, WorkMetrics};
+use crate::engine::{EngineEvent, EngineHandle, Pictures, Work, WorkError, WorkMetrics};
 use crate::request::Priority;
 
 /// Why a study could not be run.
@@ -145,6 +145,7 @@ fn render(
         prompt: Prompt { text: plan.prompts.get(prompt).cloned(), ..Prompt::default() },
         negative: Prompt::default(),
         specs: vec![spec],
+        pictures: Pictures::default(),
         priority: Priority::Normal,
         owner: String::new(),
         previews: 0,

@@ -213,20 +213,6 @@ async fn a_panicking_handler_is_a_500_in_our_shape() {
     assert!(!error.message.contains("as tested"));
 }
 
-/// The aim is 2 ms in a release build on an idle machine; the bound here is for a debug build on a busy one.
-#[tokio::test]
-async fn a_request_without_generation_costs_little() {
-    let server = Server::start().await;
-    let mut times = Vec::new();
-    for _ in 0..200 {
-        let start = std::time::Instant::now();
-        assert_eq!(server.post("/v1/jobs", &json!({"prompt": "x", "n": 0})).await.status, StatusCode::BAD_REQUEST);
-        times.push(start.elapsed());
-    }
-    times.sort_unstable();
-    assert!(times[100] < Duration::from_millis(10), "median {:?}", times[100]);
-}
-
 #[tokio::test]
 async fn abilities_that_the_api_refuses_are_not_advertised() {
     let server = Server::start().await;

@@ -16,7 +16,7 @@ use easel_models::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Work, WorkError, WorkMetrics};
+use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Pictures, Work, WorkError, WorkMetrics};
 use crate::request::Priority;
 
 /// The longest that anything in these tests may take; reached only when something hangs.
@@ -364,6 +364,7 @@ impl Ask {
             prompt: prompt(&self.prompt),
             negative: prompt(""),
             specs: (0..self.n).map(spec).collect(),
+            pictures: Pictures::default(),
             priority: self.priority,
             owner: self.owner.into(),
             previews: self.previews,

@@ -8,7 +8,7 @@ use easel_models::{Prompt, RenderSpec};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::fake::{Ask, Fake, ask, engine, engine_with};
-use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Work, WorkError};
+use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Pictures, Work, WorkError};
 use crate::request::Priority;
 
 fn shut_down(engine: &EngineHandle, grace: Duration) {
@@ -82,6 +82,7 @@ fn work_that_cannot_be_is_refused_at_once() {
         prompt: prompt.clone(),
         negative: prompt.clone(),
         specs: vec![],
+        pictures: Pictures::default(),
         priority: Priority::Normal,
         owner: "o".into(),
         previews: 0,
@@ -119,6 +120,7 @@ fn shutting_down_lets_what_runs_finish_and_refuses_the_rest() {
         prompt: prompt.clone(),
         negative: prompt,
         specs: vec![],
+        pictures: Pictures::default(),
         priority: Priority::Normal,
         owner: "o".into(),
         previews: 0,
