@@ -15,6 +15,7 @@
 //!   GPU it is as true as the vendor's batched matrix product makes it.
 
 mod activations;
+mod ada_layer_norm;
 mod attention;
 mod conv2d;
 mod cpu;
@@ -24,10 +25,12 @@ mod layer_norm;
 mod linear;
 mod mapped;
 mod plain;
+mod rope;
 mod timestep;
 mod upsample;
 
 pub use activations::{geglu, gelu, gelu_tanh, quick_gelu, silu};
+pub use ada_layer_norm::{ada_layer_norm, gated_add};
 pub use attention::{attention, causal_mask};
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use cpu::on_pool;
@@ -36,6 +39,7 @@ pub use group_norm::GroupNorm;
 pub use layer_norm::{LayerNorm, RmsNorm};
 pub use linear::Linear;
 pub use mapped::Mapped;
+pub use rope::{Pairing, rotary};
 pub use timestep::timestep_embedding;
 pub use upsample::upsample_nearest;
 

@@ -132,6 +132,21 @@ fn cases() -> Result<Vec<Case>> {
             cases.push(case("geglu", &[&shape], |x| geglu(&x[0])));
         }
     }
+    for (n, heads, d) in [(1, 1, 2), (5, 3, 6), (77, 2, 34), (33, 4, 64), (130, 1, 128), (9, 5, 18), (300, 2, 32)] {
+        let shape = vec![n, heads * d];
+        let vector = vec![heads * d];
+        cases.push(case("ada_layer_norm", &[&shape, &vector, &vector], |x| ada_layer_norm(&x[0], &x[1], &x[2], 1e-6)));
+        cases.push(case("gated_add", &[&shape, &vector, &shape], |x| gated_add(&x[0], &x[1], &x[2])));
+        for pairing in [Pairing::Interleaved, Pairing::Halves] {
+            let (cos, sin) = (noise(11, (n, d / 2))?.cos()?, noise(11, (n, d / 2))?.sin()?);
+            let name = format!("rotary {heads} {pairing:?}");
+            cases.push(case(&name, &[&shape], move |x| rotary(&x[0], &cos, &sin, heads, pairing)));
+            let angles = vec![n, d / 2];
+            cases.push(case(&format!("{name} by row"), &[&shape, &angles, &angles], move |x| {
+                rotary(&x[0], &x[1], &x[2], heads, pairing)
+            }));
+        }
+    }
     for (h, w) in [(10, 14), (5, 7), (11, 9), (3, 2), (82, 122)] {
         cases.push(case(&format!("upsample_nearest {h} {w}"), &[&[5, 7, 3]], move |x| upsample_nearest(&x[0], h, w)));
     }

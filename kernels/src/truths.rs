@@ -118,6 +118,50 @@ fn layer_norm_and_rms_norm_follow_their_definitions() -> Result<()> {
 }
 
 #[test]
+fn ada_layer_norm_and_the_gate_take_their_row_s_vectors() -> Result<()> {
+    let (b, n, c) = (2, 3, 35);
+    let (x, y) = (noise(1, (b, n, c))?, noise(2, (b, n, c))?);
+    let (scale, shift) = (noise(3, (b, c))?, noise(4, (b, c))?);
+    let (xs, ys, scales, shifts) = (values(&x)?, values(&y)?, values(&scale)?, values(&shift)?);
+    let (mut normed, mut added) = (Vec::new(), Vec::new());
+    for (index, line) in xs.chunks(c).enumerate() {
+        let mean = line.iter().sum::<f64>() / c as f64;
+        let variance = line.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
+        for (i, x) in line.iter().enumerate() {
+            let vector = index / n * c + i;
+            normed.push((x - mean) / (variance + 1e-6).sqrt() * (1.0 + scales[vector]) + shifts[vector]);
+            added.push(x + scales[vector] * ys[index * c + i]);
+        }
+    }
+    in_both_forms(|| {
+        assert_near(&ada_layer_norm(&x, &scale, &shift, 1e-6)?, normed.clone())?;
+        assert_near(&gated_add(&x, &scale, &y)?, added.clone())
+    })
+}
+
+#[test]
+fn rotary_turns_each_pair_by_its_angle() -> Result<()> {
+    let (n, heads, d) = (3, 2, 10);
+    let (x, angles) = (noise(1, (2, n, heads * d))?, noise(2, (n, d / 2))?);
+    let (cos, sin) = (angles.cos()?, angles.sin()?);
+    let (xs, angles) = (values(&x)?, values(&angles)?);
+    for pairing in [Pairing::Interleaved, Pairing::Halves] {
+        let mut expected = vec![0.0; xs.len()];
+        for (start, pair) in (0..xs.len()).step_by(d).flat_map(|start| (0..d / 2).map(move |pair| (start, pair))) {
+            let (first, second) = match pairing {
+                Pairing::Interleaved => (start + 2 * pair, start + 2 * pair + 1),
+                Pairing::Halves => (start + pair, start + pair + d / 2),
+            };
+            let angle = angles[start / (heads * d) % n * (d / 2) + pair];
+            expected[first] = xs[first] * angle.cos() - xs[second] * angle.sin();
+            expected[second] = xs[second] * angle.cos() + xs[first] * angle.sin();
+        }
+        in_both_forms(|| assert_near(&rotary(&x, &cos, &sin, heads, pairing)?, expected.clone()))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn attention_is_a_softmax_of_the_keys_for_each_head() -> Result<()> {
     // More keys than a block holds, and the keys of a whole block forbidden to one query.
     let (n, m, heads, d) = (3, 800, 2, 5);
@@ -225,6 +269,12 @@ fn shapes_that_do_not_fit_are_errors() -> Result<()> {
     assert!(attention(&q, &k, &k, 3, None).is_err());
     assert!(attention(&q, &k, &q, 2, None).is_err());
     assert!(geglu(&noise(1, (2, 3))?).is_err());
+    let (x, vector) = (noise(1, (2, 3, 8))?, noise(2, (1, 8))?);
+    assert!(ada_layer_norm(&x, &vector, &vector, 1e-6).is_err());
+    assert!(gated_add(&x, &noise(2, (2, 8))?, &q).is_err());
+    let angles = noise(1, (3, 2))?;
+    assert!(rotary(&x, &angles, &angles, 4, Pairing::Halves).is_err());
+    assert!(rotary(&x, &angles, &angles, 8, Pairing::Halves).is_err(), "a head of one channel has no pair");
     Ok(())
 }
 
@@ -236,6 +286,10 @@ fn empty_tensors_pass_through() -> Result<()> {
         let conv = Conv2d::new(noise(1, (4, 3, 3, 3))?, None, Conv2dConfig::default())?;
         assert_eq!(conv.forward(&noise(2, (0, 8, 8, 3))?)?.dims(), [0, 6, 6, 4]);
         assert_eq!(silu(&noise(2, (0, 8))?)?.dims(), [0, 8]);
+        let (x, vector) = (noise(2, (0, 5, 8))?, noise(2, (0, 8))?);
+        assert_eq!(ada_layer_norm(&x, &vector, &vector, 1e-6)?.dims(), [0, 5, 8]);
+        assert_eq!(gated_add(&x, &vector, &x)?.dims(), [0, 5, 8]);
+        assert_eq!(rotary(&x, &noise(3, (5, 2))?, &noise(3, (5, 2))?, 2, Pairing::Halves)?.dims(), [0, 5, 8]);
         Ok(())
     })
 }

@@ -7,7 +7,7 @@ use super::{
     buffer::{Target, filled, room},
     math,
     pool::tasks,
-    simd::{dispatch, load, store},
+    simd::{dispatch, load, load_at, store},
     tensor, with_values,
 };
 use crate::plain::nearest;
@@ -131,6 +131,55 @@ impl WithSimd for Geglu<'_> {
                     store(simd, self.to.add(index * self.d + channel), left, y);
                 }
             }
+        }
+    }
+}
+
+/// `residual + gate · x`: (b, n, c) both, `gate` (b, c).
+pub(crate) fn gated_add(residual: &Tensor, gate: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let (_, n, channels) = x.dims3()?;
+    with_values(residual, |residuals| {
+        with_values(gate, |gates| {
+            with_values(x, |values| {
+                let mut result = room(values.len());
+                let target = Target::new(&mut result);
+                let lines = values.len() / channels.max(1);
+                let chunk = (CHUNK / channels.max(1)).max(1);
+                tasks(lines.div_ceil(chunk), values.len() * 4, |task| {
+                    for line in task * chunk..lines.min((task + 1) * chunk) {
+                        let part = line * channels..(line + 1) * channels;
+                        let gate = &gates[line / n * channels..][..channels];
+                        // SAFETY: each line lies within the result and belongs to one task.
+                        let to = unsafe { target.at(part.start) };
+                        dispatch(Gated { residual: &residuals[part.clone()], gate, values: &values[part], to });
+                    }
+                });
+                // SAFETY: the lines cover the result.
+                tensor(unsafe { filled(result) }, x.shape(), residual)
+            })
+        })
+    })
+}
+
+/// One line: `residual + gate · values`, all of one length, as is the room at `to`.
+struct Gated<'a> {
+    residual: &'a [f32],
+    gate: &'a [f32],
+    values: &'a [f32],
+    to: *mut f32,
+}
+
+impl WithSimd for Gated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let len = self.values.len();
+        for index in (0..len).step_by(S::F32_LANES) {
+            let (gate, x) = (load_at(simd, self.gate, index), load_at(simd, self.values, index));
+            let y = simd.mul_add_e_f32s(gate, x, load_at(simd, self.residual, index));
+            // SAFETY: at most `len - index` values are written there.
+            unsafe { store(simd, self.to.add(index), len - index, y) };
         }
     }
 }

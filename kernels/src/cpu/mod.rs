@@ -22,16 +22,18 @@ mod math;
 mod norm;
 mod pool;
 mod product;
+mod rope;
 mod simd;
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
 
 pub(crate) use attention::attention;
 pub(crate) use conv2d::Conv2d;
-pub(crate) use elementwise::{geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
+pub(crate) use elementwise::{gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
 pub(crate) use linear::Linear;
-pub(crate) use norm::{GroupNorm, layer_norm, rms_norm};
+pub(crate) use norm::{GroupNorm, ada_layer_norm, layer_norm, rms_norm};
 pub use pool::on_pool;
+pub(crate) use rope::rotary;
 
 use crate::plain_forms;
 

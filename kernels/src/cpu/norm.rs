@@ -223,6 +223,31 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> 
     lines(x, Some(weight), None, false, eps)
 }
 
+/// `x` (b, n, c), normalised over c, then scaled and shifted by the row's vectors.
+pub(crate) fn ada_layer_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<Tensor> {
+    let (_, n, channels) = x.dims3()?;
+    let factors = with_values(scale, |scale| Ok(scale.iter().map(|scale| 1.0 + scale).collect::<Vec<_>>()))?;
+    with_values(shift, |shifts| {
+        with_values(x, |values| {
+            let mut result = room(values.len());
+            let target = Target::new(&mut result);
+            let chunk = (8192 / channels.max(1)).clamp(1, n.max(1));
+            let chunks = n.div_ceil(chunk);
+            tasks(factors.len() / channels.max(1) * chunks, values.len() * COST, |task| {
+                let (row, first) = (task / chunks, task % chunks * chunk);
+                let part = (row * n + first) * channels..(row * n + n.min(first + chunk)) * channels;
+                let of_row = row * channels..(row + 1) * channels;
+                // SAFETY: the parts lie within the result and do not overlap.
+                let to = unsafe { target.at(part.start) };
+                let (weight, bias) = (Some(&factors[of_row.clone()]), Some(&shifts[of_row]));
+                dispatch(Lines { values: &values[part], channels, weight, bias, centre: true, eps, to });
+            });
+            // SAFETY: the parts cover the result.
+            tensor(unsafe { filled(result) }, x.shape(), x)
+        })
+    })
+}
+
 fn lines(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, centre: bool, eps: f64) -> Result<Tensor> {
     let channels = x.dim(D::Minus1)?;
     let vector = |tensor: Option<&Tensor>| tensor.map(|t| with_values(t, |values| Ok(values.to_vec()))).transpose();

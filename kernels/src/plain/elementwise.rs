@@ -32,6 +32,13 @@ pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
     in_f32(x, |x| x.narrow(D::Minus1, 0, d)? * x.narrow(D::Minus1, d, d)?.gelu_erf()?)
 }
 
+/// `residual + gate · x`: (b, n, c) both, `gate` (b, c).
+pub(crate) fn gated_add(residual: &Tensor, gate: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let dtype = sum_dtype(residual.dtype());
+    let gated = x.to_dtype(dtype)?.broadcast_mul(&gate.to_dtype(dtype)?.unsqueeze(1)?)?;
+    (residual.to_dtype(dtype)? + gated)?.to_dtype(residual.dtype())
+}
+
 /// `x` (b, h0, w0, c) to (b, h, w, c).
 pub(crate) fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
     let pick = |from: usize, to: usize| {

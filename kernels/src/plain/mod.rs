@@ -13,14 +13,16 @@ mod conv2d;
 mod elementwise;
 mod linear;
 mod norm;
+mod rope;
 
 use candle_core::{DType, Device, Result, Tensor};
 
 pub(crate) use attention::attention;
 pub(crate) use conv2d::Conv2d;
-pub(crate) use elementwise::{geglu, gelu, gelu_tanh, nearest, quick_gelu, silu, upsample_nearest};
+pub(crate) use elementwise::{gated_add, geglu, gelu, gelu_tanh, nearest, quick_gelu, silu, upsample_nearest};
 pub(crate) use linear::Linear;
-pub(crate) use norm::{group_norm, layer_norm, rms_norm};
+pub(crate) use norm::{ada_layer_norm, group_norm, layer_norm, rms_norm};
+pub(crate) use rope::rotary;
 
 /// The type to multiply matrices in, for data of type `dtype` on `device`.
 fn product_dtype(dtype: DType, device: &Device) -> DType {

@@ -37,6 +37,16 @@ pub(crate) fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tens
     y.to_dtype(x.dtype())
 }
 
+/// `x` (b, n, c), normalised over c; `scale` and `shift` (b, c).
+pub(crate) fn ada_layer_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = sum_dtype(x.dtype());
+    let of_row = |vectors: &Tensor| vectors.to_dtype(dtype)?.unsqueeze(1);
+    normalize(&x.to_dtype(dtype)?, eps)?
+        .broadcast_mul(&(of_row(scale)? + 1.0)?)?
+        .broadcast_add(&of_row(shift)?)?
+        .to_dtype(x.dtype())
+}
+
 /// `x` (.., c) divided by the root mean square of each vector of the last dimension.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = sum_dtype(x.dtype());
