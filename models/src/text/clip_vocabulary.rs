@@ -32,7 +32,7 @@ pub(super) struct Vocabulary {
 /// A mark: its text, or an object that has it.
 #[derive(Clone, Deserialize)]
 #[serde(untagged)]
-enum Mark {
+pub(super) enum Mark {
     Text(String),
     Token(Token),
 }
@@ -40,8 +40,8 @@ enum Mark {
 /// An added token as `tokenizers` writes it.
 #[derive(Clone, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "the file's own form")]
-struct Token {
-    content: String,
+pub(super) struct Token {
+    pub(super) content: String,
     #[serde(default)]
     lstrip: bool,
     #[serde(default)]
@@ -50,11 +50,21 @@ struct Token {
     single_word: bool,
     normalized: Option<bool>,
     #[serde(default)]
-    special: bool,
+    pub(super) special: bool,
 }
 
 impl Token {
-    fn added(&self, special: bool) -> AddedToken {
+    /// A token of which only the text is known.
+    pub(super) fn new(content: String, special: bool) -> Self {
+        Self { content, lstrip: false, rstrip: false, single_word: false, normalized: Some(!special), special }
+    }
+
+    /// A token that is looked for in the text as it was written.
+    pub(super) fn unsplit(content: String, special: bool) -> Self {
+        Self { normalized: Some(false), ..Self::new(content, special) }
+    }
+
+    pub(super) fn added(&self, special: bool) -> AddedToken {
         AddedToken::from(self.content.clone(), special)
             .lstrip(self.lstrip)
             .rstrip(self.rstrip)
@@ -65,14 +75,14 @@ impl Token {
 }
 
 impl Mark {
-    fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         match self {
             Self::Text(text) => text,
             Self::Token(token) => &token.content,
         }
     }
 
-    fn added(&self) -> AddedToken {
+    pub(super) fn added(&self) -> AddedToken {
         match self {
             Self::Text(text) => AddedToken::from(text.clone(), true),
             Self::Token(token) => token.added(true),
@@ -101,11 +111,12 @@ struct TokenizerFile {
     added_tokens: Vec<NumberedToken>,
 }
 
+/// An added token with its id, as `tokenizer.json` lists them.
 #[derive(Deserialize)]
-struct NumberedToken {
-    id: u32,
+pub(super) struct NumberedToken {
+    pub(super) id: u32,
     #[serde(flatten)]
-    token: Token,
+    pub(super) token: Token,
 }
 
 #[derive(Deserialize)]
@@ -231,7 +242,7 @@ fn read_added_tokens(repository: &Repository, part: &str, config: &Config) -> Re
     let named = [&config.bos_token, &config.eos_token, &config.unk_token, &config.pad_token];
     let token = |content: String| {
         let special = named.iter().any(|mark| mark.as_ref().is_some_and(|mark| mark.text() == content));
-        Token { content, lstrip: false, rstrip: false, single_word: false, normalized: Some(!special), special }
+        Token::new(content, special)
     };
     Ok(ids.into_iter().map(|(content, id)| (id, token(content))).collect())
 }
