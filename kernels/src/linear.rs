@@ -1,8 +1,8 @@
 //! The affine map of the last dimension.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::{Quantized, cpu, plain, plain_forms};
 
 /// `y = x · Wᵀ + bias`, with the weight as PyTorch stores it.
 ///
@@ -19,6 +19,8 @@ pub struct Linear {
 enum Form {
     Plain(plain::Linear),
     Cpu(cpu::Linear),
+    PlainQuantized(plain::QuantizedLinear),
+    CpuQuantized(cpu::QuantizedLinear),
 }
 
 impl Linear {
@@ -37,6 +39,25 @@ impl Linear {
             Form::Cpu(cpu::Linear::new(&weight, bias.as_ref())?)
         } else {
             Form::Plain(plain::Linear::new(&weight, bias.as_ref())?)
+        };
+        Ok(Self { form, in_features, out_features })
+    }
+
+    /// Takes a weight (out, in) in few bits, which stay so in memory: at each call they are spread out to `dtype`, the type that
+    /// is computed in. The bias (out) is on `device`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit each other, or the device has no room.
+    pub fn quantized(weight: &Quantized, bias: Option<Tensor>, dtype: DType, device: &Device) -> Result<Self> {
+        let [out_features, in_features] = *weight.dims() else {
+            bail!("linear: a weight (out, in) is expected, not {weight:?}")
+        };
+        check_bias(bias.as_ref(), out_features, "linear")?;
+        let computed = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+        let form = if device.is_cpu() && computed && !plain_forms() && weight.elem_count() > 0 {
+            Form::CpuQuantized(cpu::QuantizedLinear::new(weight, bias.as_ref())?)
+        } else {
+            Form::PlainQuantized(plain::QuantizedLinear::new(weight, bias, dtype, device)?)
         };
         Ok(Self { form, in_features, out_features })
     }
@@ -64,6 +85,8 @@ impl Linear {
         match &self.form {
             Form::Plain(form) => form.forward(x),
             Form::Cpu(form) => form.forward(x),
+            Form::PlainQuantized(form) => form.forward(x),
+            Form::CpuQuantized(form) => form.forward(x),
         }
     }
 }

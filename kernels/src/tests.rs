@@ -249,3 +249,47 @@ fn an_input_that_is_not_contiguous_gives_what_its_copy_gives() -> Result<()> {
     }
     Ok(())
 }
+
+/// Weights in few bits, with the same in f32.
+fn quantized(out: usize, features: usize) -> Result<Vec<(Quantized, Tensor)>> {
+    use candle_core::quantized::{GgmlDType, QTensor};
+
+    let weight = noise(21, (out, features))?;
+    let mut weights = Vec::new();
+    for dtype in [GgmlDType::Q4_0, GgmlDType::Q8_0, GgmlDType::Q2K, GgmlDType::Q3K, GgmlDType::Q4K, GgmlDType::Q5K] {
+        let stored = QTensor::quantize(&weight, dtype)?;
+        let bytes = SharedBytes::owned(stored.data()?.into_owned());
+        let shape = [out, features];
+        weights.push(Quantized::new(QuantizedFormat::Ggml(dtype), bytes, QuantizedScale::None, shape)?);
+    }
+    let bytes = (0..out * features).map(|i| (i * 89 % 251) as u8 & 0xf7).collect::<Vec<_>>();
+    for (format, scale) in [
+        (Float8::E4M3, QuantizedScale::None),
+        (Float8::E4M3, QuantizedScale::Whole(0.01)),
+        (Float8::E5M2, QuantizedScale::Rows((0..out).map(|row| 1e-4 * (row + 1) as f32).collect())),
+    ] {
+        let bytes = SharedBytes::owned(bytes.iter().map(|byte| byte & 0xbf).collect());
+        weights.push(Quantized::new(QuantizedFormat::F8(format), bytes, scale, [out, features])?);
+    }
+    weights.into_iter().map(|weight| Ok((weight.clone(), weight.dequantize()?))).collect()
+}
+
+#[test]
+fn a_weight_in_few_bits_gives_the_bits_of_the_same_weight_in_f32() -> Result<()> {
+    // More outputs than are spread out at a time, and a width that does not divide them.
+    for (out, features, rows) in [(70, 256, 5), (1, 512, 1), (4400, 256, 3)] {
+        let (x, bias) = (noise(22, (rows, features))?, noise(23, out)?);
+        for (weight, spread) in quantized(out, features)? {
+            let same = Linear::new(spread, Some(bias.clone()))?.forward(&x)?;
+            let layer = Linear::quantized(&weight, Some(bias.clone()), DType::F32, &Device::Cpu)?;
+            assert_eq!(bits(&layer.forward(&x)?)?, bits(&same)?, "{weight:?}");
+            let alone = layer.forward(&x.narrow(0, rows - 1, 1)?)?;
+            assert_eq!(bits(&alone)?, bits(&same.narrow(0, rows - 1, 1)?)?, "{weight:?}");
+            let plain = with_plain_forms(|| {
+                Linear::quantized(&weight, Some(bias.clone()), DType::F32, &Device::Cpu)?.forward(&x)
+            })?;
+            assert!(distance(&plain, &same)? < 1e-5, "{weight:?}");
+        }
+    }
+    Ok(())
+}

@@ -46,4 +46,13 @@ impl Target {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(index) }
     }
+
+    /// The part of the result from element `index` on.
+    ///
+    /// # Safety
+    /// As [`Target::at`].
+    pub(super) unsafe fn from(self, index: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { self.at(index) })
+    }
 }

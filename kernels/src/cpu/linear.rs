@@ -1,13 +1,21 @@
 //! The affine map: the product of one tap.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{Result, Tensor};
 
 use super::{
-    product::{Packed, multiply},
+    buffer::{Target, filled, room},
+    pool::collect,
+    product::{Packed, multiply, multiply_into},
     tensor, with_values,
 };
+use crate::Quantized;
+
+/// The values of a quantised weight that are spread out at a time, about 4 MiB on each thread.
+const SPREAD_VALUES: usize = 1 << 20;
+/// What the outputs of such a part are a multiple of: whole panels of the product, for all widths of vectors.
+const SPREAD_OUTPUTS: usize = 96;
 
 /// The packed weight (in, out) and the bias (out).
 #[derive(Debug, Clone)]
@@ -35,15 +43,71 @@ impl Linear {
         }
         with_values(x, |values| {
             let rows = values.len() / features;
-            let fill = |range: std::ops::Range<usize>, table: &mut [*const f32]| {
-                let lines = values[range.start * features..range.end * features].chunks_exact(features);
-                for (pointer, line) in table.iter_mut().zip(lines) {
-                    *pointer = line.as_ptr();
-                }
-            };
             // SAFETY: each pointer is at a line of `features` values, the depth of the weight.
-            let y = unsafe { multiply(rows, (1, features), &self.weight, self.bias.as_deref(), fill) };
+            let y =
+                unsafe { multiply(rows, (1, features), &self.weight, self.bias.as_deref(), lines(values, features)) };
             tensor(y, shape, x)
+        })
+    }
+}
+
+/// What writes the pointers to lines of `features` values.
+fn lines(values: &[f32], features: usize) -> impl Fn(Range<usize>, &mut [*const f32]) + Sync + Send {
+    move |range, table| {
+        let lines = values[range.start * features..range.end * features].chunks_exact(features);
+        for (pointer, line) in table.iter_mut().zip(lines) {
+            *pointer = line.as_ptr();
+        }
+    }
+}
+
+/// The weight (out, in) in few bits, and the bias (out).
+///
+/// At each call it is spread out part by part, so that no more than [`SPREAD_VALUES`] a thread are there in f32. The sums are
+/// those of [`Linear`] with the spread out weight, to the last bit.
+#[derive(Debug, Clone)]
+pub(crate) struct QuantizedLinear {
+    weight: Quantized,
+    bias: Option<Vec<f32>>,
+}
+
+impl QuantizedLinear {
+    /// Keeps a copy of the weight (out, in).
+    pub(crate) fn new(weight: &Quantized, bias: Option<&Tensor>) -> Result<Self> {
+        let bias = bias.map(|bias| with_values(bias, |values| Ok(values.to_vec()))).transpose()?;
+        Ok(Self { weight: weight.to_owned_bytes(), bias })
+    }
+
+    /// `x` (.., in) to (.., out).
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (out, features) = (self.weight.dims()[0], self.weight.elem_count() / self.weight.dims()[0]);
+        let mut shape = x.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = out;
+        }
+        let each = (SPREAD_VALUES / features / SPREAD_OUTPUTS).max(1) * SPREAD_OUTPUTS;
+        with_values(x, |values| {
+            let rows = values.len() / features;
+            let mut result = room(rows * out);
+            let target = Target::new(&mut result);
+            let work = self.weight.elem_count() * (rows + 1);
+            let parts = collect(out.div_ceil(each), work, |part| {
+                let outputs = part * each..out.min((part + 1) * each);
+                let weight = self.weight.rows(outputs.clone())?;
+                let packed = Packed::new(features, outputs.len(), |depth, column| weight[column * features + depth]);
+                drop(weight);
+                let bias = self.bias.as_ref().map(|bias| &bias[outputs.clone()]);
+                // SAFETY: each pointer is at a line of `features` values, the depth of the weight; the outputs of the
+                // parts do not overlap.
+                unsafe {
+                    let to = target.from(outputs.start);
+                    multiply_into(to, out, rows, (1, features), &packed, bias, lines(values, features));
+                }
+                Ok(())
+            });
+            parts.into_iter().collect::<Result<()>>()?;
+            // SAFETY: the parts cover all outputs of all rows.
+            tensor(unsafe { filled(result) }, shape, x)
         })
     }
 }

@@ -30,7 +30,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bai
 pub(crate) use attention::attention;
 pub(crate) use conv2d::Conv2d;
 pub(crate) use elementwise::{gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
-pub(crate) use linear::Linear;
+pub(crate) use linear::{Linear, QuantizedLinear};
 pub(crate) use norm::{GroupNorm, ada_layer_norm, layer_norm, rms_norm};
 pub use pool::on_pool;
 pub(crate) use rope::rotary;

@@ -109,6 +109,26 @@ pub(super) unsafe fn multiply(
 ) -> Vec<f32> {
     let mut result = room(count * right.columns);
     let target = Target::new(&mut result);
+    // SAFETY: the pointers are as the caller promised, and the product covers the result.
+    unsafe {
+        multiply_into(target, right.columns, count, (taps, channels), right, bias, fill);
+        filled(result)
+    }
+}
+
+/// [`multiply`] with the result's first element at `target` and `stride` values from a row to the next.
+///
+/// # Safety
+/// As [`multiply`]; and the result must be writable for the columns of each row, and nobody else's meanwhile.
+pub(super) unsafe fn multiply_into(
+    target: Target,
+    stride: usize,
+    count: usize,
+    (taps, channels): (usize, usize),
+    right: &Packed,
+    bias: Option<&[f32]>,
+    fill: impl Fn(std::ops::Range<usize>, &mut [*const f32]) + Sync + Send,
+) {
     // Weights too large for the caches are read once for each block, so a block then has more rows.
     let rows = if right.lines.len() > LARGE_LINES { 4 * BLOCK_ROWS } else { BLOCK_ROWS };
     let (blocks, panels) = (count.div_ceil(rows), right.panels());
@@ -123,12 +143,10 @@ pub(super) unsafe fn multiply(
         let panels = panels * part / parts..panels * (part + 1) / parts;
         // SAFETY: the pointers are as the caller promised, and the tasks' rows and panels do not overlap.
         unsafe {
-            let to = target.at(range.start * right.columns);
-            Block { rows, right, panels, start: Start::Bias(bias), to, stride: right.columns }.compute();
+            let to = target.at(range.start * stride);
+            Block { rows, right, panels, start: Start::Bias(bias), to, stride }.compute();
         }
     });
-    // SAFETY: the blocks and parts cover the result.
-    unsafe { filled(result) }
 }
 
 /// What a sum starts from.

@@ -13,6 +13,7 @@ mod conv2d;
 mod elementwise;
 mod linear;
 mod norm;
+mod quantized;
 mod rope;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -22,6 +23,7 @@ pub(crate) use conv2d::Conv2d;
 pub(crate) use elementwise::{gated_add, geglu, gelu, gelu_tanh, nearest, quick_gelu, silu, upsample_nearest};
 pub(crate) use linear::Linear;
 pub(crate) use norm::{ada_layer_norm, group_norm, layer_norm, rms_norm};
+pub(crate) use quantized::QuantizedLinear;
 pub(crate) use rope::rotary;
 
 /// The type to multiply matrices in, for data of type `dtype` on `device`.

@@ -1,5 +1,6 @@
 //! The layers that every network is made of, built from their named weights.
 
+use candle_core::Tensor;
 use easel_kernels::{Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear};
 
 use super::Tensors;
@@ -11,7 +12,7 @@ use crate::Result;
 /// When a tensor is missing or of another shape.
 pub fn linear(weights: &Tensors, inputs: usize, outputs: usize) -> Result<Linear> {
     let bias = weights.get("bias", &[outputs])?;
-    Ok(Linear::new(weights.get("weight", &[outputs, inputs])?, Some(bias))?)
+    with_bias(weights, inputs, outputs, Some(bias))
 }
 
 /// A linear layer without a bias: `weight` (outputs, inputs).
@@ -19,7 +20,15 @@ pub fn linear(weights: &Tensors, inputs: usize, outputs: usize) -> Result<Linear
 /// # Errors
 /// When the weight is missing or of another shape.
 pub fn linear_no_bias(weights: &Tensors, inputs: usize, outputs: usize) -> Result<Linear> {
-    Ok(Linear::new(weights.get("weight", &[outputs, inputs])?, None)?)
+    with_bias(weights, inputs, outputs, None)
+}
+
+/// A weight in few bits stays so in memory; any other is kept in the type that is computed in.
+fn with_bias(weights: &Tensors, inputs: usize, outputs: usize, bias: Option<Tensor>) -> Result<Linear> {
+    if let Some(weight) = weights.try_quantized("weight", outputs, inputs)? {
+        return Ok(Linear::quantized(&weight, bias, weights.dtype(), weights.device())?);
+    }
+    Ok(Linear::new(weights.get("weight", &[outputs, inputs])?, bias)?)
 }
 
 /// A linear layer with a bias whose weight may also be stored as that of a 1x1 convolution,
@@ -28,11 +37,15 @@ pub fn linear_no_bias(weights: &Tensors, inputs: usize, outputs: usize) -> Resul
 /// # Errors
 /// When a tensor is missing or of another shape.
 pub fn pointwise(weights: &Tensors, inputs: usize, outputs: usize) -> Result<Linear> {
+    let bias = Some(weights.get("bias", &[outputs])?);
+    if let Some(weight) = weights.try_quantized("weight", outputs, inputs)? {
+        return Ok(Linear::quantized(&weight, bias, weights.dtype(), weights.device())?);
+    }
     let weight = match weights.try_get_any("weight")? {
         Some(weight) if weight.dims() == [outputs, inputs, 1, 1] => weight.squeeze(3)?.squeeze(2)?,
         _ => weights.get("weight", &[outputs, inputs])?,
     };
-    Ok(Linear::new(weight, Some(weights.get("bias", &[outputs])?))?)
+    Ok(Linear::new(weight, bias)?)
 }
 
 /// A convolution with a square window and a bias: `weight` (outputs, inputs, kernel, kernel) and `bias` (outputs).

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use easel_kernels::Quantized;
 
 use crate::{Error, Result};
 
@@ -13,11 +14,23 @@ use crate::{Error, Result};
 /// Keys are the full names that the networks ask for, which are diffusers' and transformers' own;
 /// a source of another layout translates them.
 pub trait TensorSource: Send + Sync {
-    /// The tensor under `key`, in its stored type; `None` when there is none.
+    /// The tensor under `key`, in its stored type (one in few bits is spread out to f32); `None` when there is none.
     ///
     /// # Errors
     /// When the tensor is there and cannot be read.
     fn tensor(&self, key: &str) -> Result<Option<Tensor>>;
+
+    /// The tensor under `key` as it is stored, if it is stored in few bits; `None` when it is not, or there is none.
+    ///
+    /// A source that takes rows out of another's tensors, or puts them together, does so with
+    /// [`Quantized::narrow_rows`] and [`Quantized::cat_rows`] here.
+    ///
+    /// # Errors
+    /// When the tensor is there and cannot be read.
+    fn quantized(&self, key: &str) -> Result<Option<Quantized>> {
+        let _ = key;
+        Ok(None)
+    }
 
     /// Whether there is a tensor under `key`.
     fn contains(&self, key: &str) -> bool;
@@ -113,6 +126,20 @@ impl Tensors {
     pub fn try_get_any(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(tensor) = self.source.tensor(&self.key(name))? else { return Ok(None) };
         Ok(Some(tensor.to_device(&self.device)?.to_dtype(self.dtype)?))
+    }
+
+    /// The matrix called `name`, (outputs, inputs), as it is stored, if it is stored in few bits; a 1x1 convolution's weight
+    /// is one too.
+    ///
+    /// # Errors
+    /// Names the file, the key and both shapes when it is of another shape.
+    pub fn try_quantized(&self, name: &str, outputs: usize, inputs: usize) -> Result<Option<Quantized>> {
+        let Some(stored) = self.source.quantized(&self.key(name))? else { return Ok(None) };
+        let found = stored.dims();
+        if found != [outputs, inputs] && found != [outputs, inputs, 1, 1] {
+            return Err(self.error(name, format_args!("has shape {found:?}; {:?} is expected", [outputs, inputs])));
+        }
+        Ok(Some(stored.reshape([outputs, inputs])?))
     }
 
     /// Whether there is a tensor called `name`.

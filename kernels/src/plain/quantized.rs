@@ -1,0 +1,72 @@
+//! The affine map of a weight in few bits: spread out as a whole, then multiplied.
+
+use std::{borrow::Cow, sync::Arc};
+
+use candle_core::{
+    DType, Device, Result, Tensor,
+    quantized::{QStorage, QTensor},
+};
+
+use super::{Linear, product_dtype};
+use crate::{Quantized, QuantizedFormat, QuantizedScale};
+
+/// The weight (out, in) as it is stored, on the device that computes, and the bias.
+#[derive(Debug, Clone)]
+pub(crate) struct QuantizedLinear {
+    weight: Stored,
+    /// What the weight is multiplied by: (1, 1), or (out, 1) in f32.
+    scale: Option<Tensor>,
+    bias: Option<Tensor>,
+    dtype: DType,
+}
+
+/// The stored values.
+#[derive(Debug, Clone)]
+enum Stored {
+    /// ggml's blocks.
+    Blocks(Arc<QTensor>),
+    /// Bytes (out, in), and the value that each stands for (256).
+    Bytes { bytes: Tensor, table: Tensor },
+}
+
+impl QuantizedLinear {
+    pub(crate) fn new(weight: &Quantized, bias: Option<Tensor>, dtype: DType, device: &Device) -> Result<Self> {
+        let (bytes, scale) = weight.parts();
+        let shape = weight.dims();
+        let stored = match weight.format() {
+            QuantizedFormat::Ggml(format) => {
+                // candle reads blocks in place and insists on their alignment, which a file's offsets need not have.
+                let storage = QStorage::from_data(Cow::Owned(bytes.to_vec()), device, format)?;
+                Stored::Blocks(Arc::new(QTensor::new(storage, shape)?))
+            }
+            QuantizedFormat::F8(format) => Stored::Bytes {
+                bytes: Tensor::from_slice(bytes, shape, device)?,
+                table: Tensor::new(format.table().as_slice(), device)?,
+            },
+        };
+        let scale = match scale {
+            QuantizedScale::None => None,
+            QuantizedScale::Whole(scale) => Some(Tensor::new(&[[*scale]], device)?),
+            QuantizedScale::Rows(scales) => Some(Tensor::new(scales.as_slice(), device)?.unsqueeze(1)?),
+        };
+        Ok(Self { weight: stored, scale, bias, dtype: product_dtype(dtype, device) })
+    }
+
+    /// The weight (out, in), in the type of the product.
+    fn weight(&self) -> Result<Tensor> {
+        let values = match &self.weight {
+            Stored::Blocks(blocks) => blocks.dequantize(&blocks.device())?,
+            Stored::Bytes { bytes, table } => table.index_select(&bytes.flatten_all()?, 0)?.reshape(bytes.shape())?,
+        };
+        let weight = match &self.scale {
+            Some(scale) => values.broadcast_mul(scale)?,
+            None => values,
+        };
+        weight.to_dtype(self.dtype)
+    }
+
+    /// `x` (.., in) to (.., out).
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Linear::new(&self.weight()?, self.bias.as_ref())?.forward(x)
+    }
+}
