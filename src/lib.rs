@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod jobs;
+pub mod load;
 pub mod policy;
 pub mod request;
 pub mod study;

@@ -8,7 +8,7 @@ use easel_models::{ModelCard, Size};
 use serde_json::Map;
 
 use super::super::common::{ModelFlags, load_model, progress_bar, source_of};
-use super::CliError;
+use super::{CliError, command, machine};
 use crate::engine::{EngineHandle, EngineOptions};
 use crate::request::parse_size;
 use crate::study::{self, Plan, Setting, Study};
@@ -172,18 +172,4 @@ fn print(study: &Study, folder: &Path) {
         println!("left out: {reason}");
     }
     println!("* nothing else is both closer and cheaper in model calls\n{}", folder.join("report.html").display());
-}
-
-/// The command as it was given, quoted where a shell needs it.
-fn command() -> String {
-    let quoted = std::env::args().skip(1).map(|word| {
-        let plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_=.,:/@+".contains(c));
-        if plain { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
-    });
-    format!("easel {}", quoted.collect::<Vec<_>>().join(" "))
-}
-
-fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{} {}, {cores} cores", std::env::consts::OS, std::env::consts::ARCH)
 }

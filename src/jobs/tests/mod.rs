@@ -26,7 +26,7 @@ use crate::policy::Caller;
 use crate::request::{OutputFormat, Priority, ResolvedRequest};
 
 /// Longer than anything here takes.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 fn request(seed: u64, n: u32) -> ResolvedRequest {
     ResolvedRequest {

@@ -144,7 +144,7 @@ fn an_image_is_kept_as_far_as_its_strength_allows() {
     let small = RgbImage::new(64, 64, vec![0; 64 * 64 * 3]).unwrap();
     let init = Some(InitImage { image: small, strength: 0.5 });
     let error = refusal(begin(&*model, "", &RenderSpec { init, ..spec(10, 5, 5.0) }));
-    assert_eq!(error, "image: the image is 64x64; it must have the size of the picture to be made");
+    assert_eq!(error, "image: it is 64x64; the size of the picture to be made, 128x128, is needed");
 }
 
 #[test]
