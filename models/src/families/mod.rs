@@ -69,3 +69,15 @@ pub fn open(repository: &Repository, placement: &Placement, name: &str) -> Resul
     };
     (family.open)(repository, placement, name)
 }
+
+/// Checks every part of the model in `repository` against its configuration, key by key, by the headers of its files: no
+/// weight is read, and no memory is taken for any.
+///
+/// # Errors
+/// As [`open`], and when a tensor is missing, or of a shape or type that cannot be used; names the file, the key and the
+/// shapes.
+pub fn check(repository: &Repository) -> Result<()> {
+    // Networks without values are built alike everywhere. The plain forms keep them as they are.
+    let model = open(&repository.blank(), &Placement::CPU, "check")?;
+    easel_kernels::with_plain_forms(|| model.load(&|_| {}))
+}

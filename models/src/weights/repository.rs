@@ -11,18 +11,21 @@ use candle_core::{DType, Device};
 use easel_kernels::Mapped;
 use serde::de::DeserializeOwned;
 
+use super::tensors::{Blanks, TensorSource};
 use super::{Tensors, builtin, safetensors};
 use crate::{Error, Part, Result};
 
 /// What a folder of the diffusers layout is recognised by: the list of the model's parts.
 pub const MODEL_INDEX: &str = "model_index.json";
 
-/// The bytes of one file: mapped from the disk, or part of the program.
+/// The bytes of one file: mapped from the disk, part of the program, or made up for a model that has none.
 pub enum Bytes {
     /// A file on the disk. It is mapped, so that weights larger than the memory left can be read tensor by tensor.
     Mapped(Mapped),
     /// A file inside the program.
     Static(&'static [u8]),
+    /// A file that was made up.
+    Owned(Arc<[u8]>),
 }
 
 impl Deref for Bytes {
@@ -32,26 +35,47 @@ impl Deref for Bytes {
         match self {
             Self::Mapped(mapped) => mapped,
             Self::Static(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
         }
     }
 }
 
 /// Where the files of a model are kept. Names are relative to the model's root, with `/` between their parts.
-trait Files: Send + Sync {
+pub(super) trait Files: Send + Sync {
     /// The file of this name; `None` when there is none.
     fn open(&self, name: &str) -> Result<Option<Bytes>>;
 
     /// The names of the files right inside `folder`, without the folder's; empty when there is no such folder.
     fn list(&self, folder: &str) -> Result<BTreeSet<String>>;
+
+    /// The weights of a part, where they are not files in its folder.
+    fn weights(&self, part: &str) -> Result<Option<Arc<dyn TensorSource>>> {
+        let _ = part;
+        Ok(None)
+    }
 }
 
 /// The files of one model in the diffusers layout: `model_index.json`, and one folder a part.
 #[derive(Clone)]
 pub struct Repository {
     files: Arc<dyn Files>,
+    /// Whether weights are handed out without their values.
+    blank: bool,
 }
 
 impl Repository {
+    /// The model of these files.
+    pub(super) fn new(files: impl Files + 'static) -> Self {
+        Self { files: Arc::new(files), blank: false }
+    }
+
+    /// The same model without the values of its weights: a network that is built from it in the plain forms of its
+    /// operations takes no memory, and every key and shape that it asks for is checked.
+    #[must_use]
+    pub fn blank(&self) -> Self {
+        Self { blank: true, ..self.clone() }
+    }
+
     /// The model in a folder on the disk.
     ///
     /// # Errors
@@ -69,7 +93,7 @@ impl Repository {
                 format_args!("{found}; a folder in the diffusers layout is expected, with a {MODEL_INDEX} inside"),
             ));
         }
-        let repository = Self { files: Arc::new(Folder { root: path.to_owned() }) };
+        let repository = Self::new(Folder { root: path.to_owned() });
         if repository.try_bytes(MODEL_INDEX)?.is_none() {
             return Err(Error::file(
                 shown.to_string(),
@@ -81,7 +105,7 @@ impl Repository {
 
     /// The model that ships inside the program.
     pub fn builtin() -> Self {
-        Self { files: Arc::new(Embedded { files: builtin::FILES }) }
+        Self::new(Embedded { files: builtin::FILES })
     }
 
     /// The file called `name`; `None` when there is none.
@@ -144,8 +168,17 @@ impl Repository {
     /// # Errors
     /// When there are none that can be read: names the file, and for a pickle how to convert it.
     pub fn tensors(&self, part: &str, dtype: DType, device: &Device) -> Result<Tensors> {
-        let source = safetensors::open(self, part)?;
-        Ok(Tensors::new(Arc::new(source), dtype, device))
+        let source = self.weights(part)?;
+        let source = if self.blank { Arc::new(Blanks(source)) } else { source };
+        Ok(Tensors::new(source, dtype, device))
+    }
+
+    /// Where the weights of a part come from.
+    fn weights(&self, part: &str) -> Result<Arc<dyn TensorSource>> {
+        match self.files.weights(part)? {
+            Some(source) => Ok(source),
+            None => Ok(Arc::new(safetensors::open(self, part)?)),
+        }
     }
 
     /// What a part is made of, by its files' headers; loaded, each value takes `value_bytes`. Whole numbers, such as
@@ -154,9 +187,14 @@ impl Repository {
     /// # Errors
     /// As [`Repository::tensors`].
     pub fn part(&self, part: &str, value_bytes: u64) -> Result<Part> {
-        let source = safetensors::open(self, part)?;
-        let parameters = source.parameters();
-        Ok(Part { name: part.to_owned(), parameters, stored: source.types(), bytes: parameters * value_bytes })
+        let source = self.weights(part)?;
+        let (mut parameters, mut stored) = (0, BTreeSet::new());
+        for info in source.keys().iter().filter_map(|key| source.info(key)).filter(|info| info.fractional) {
+            parameters += info.shape.iter().product::<usize>() as u64;
+            stored.insert(info.dtype);
+        }
+        let stored = stored.into_iter().collect();
+        Ok(Part { name: part.to_owned(), parameters, stored, bytes: parameters * value_bytes })
     }
 }
 

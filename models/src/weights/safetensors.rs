@@ -1,15 +1,16 @@
 //! The safetensors files of one part of a model: a single one, or shards with an index.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
 use super::repository::{Bytes, Repository};
-use super::tensors::TensorSource;
+use super::tensors::{TensorInfo, TensorSource};
 use crate::{Error, Result};
 
 /// The names that weights have in a part's folder: those that diffusers writes, then those that transformers writes,
@@ -95,25 +96,37 @@ impl Shard {
         Ok(Self { file, bytes, header, data: size_of::<u64>() + header_bytes })
     }
 
-    fn tensor(&self, key: &str) -> Result<Option<Tensor>> {
-        let Some(info) = self.header.info(key) else { return Ok(None) };
-        let at_key =
-            |message: &dyn std::fmt::Display| Error::file(self.file.as_str(), format_args!("{key}: {message}"));
-        let dtype = DType::try_from(info.dtype).map_err(|_| {
-            at_key(&format_args!("has the type {:?}, which cannot be read; F32, F16 and BF16 can", info.dtype))
-        })?;
-        let (start, end) = info.data_offsets;
-        // The header was checked against the file's length; this keeps a mistake there from being a panic here.
-        let bytes =
-            self.bytes.get(self.data + start..self.data + end).ok_or_else(|| at_key(&"lies outside of the file"))?;
-        let tensor = Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu);
-        tensor.map(Some).map_err(|error| at_key(&error))
+    /// The type of a tensor, if it can be computed with.
+    fn dtype(&self, key: &str, stored: Dtype) -> Result<DType> {
+        DType::try_from(stored).map_err(|_| {
+            self.error(key, format_args!("has the type {stored:?}, which cannot be read; F32, F16 and BF16 can"))
+        })
     }
-}
 
-/// Whether a tensor holds weights, rather than whole numbers.
-fn fractional(info: &TensorInfo) -> bool {
-    !matches!(info.dtype, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL)
+    /// A tensor, or some of its rows.
+    fn tensor(&self, key: &str, rows: Option<Range<usize>>) -> Result<Option<Tensor>> {
+        let Some(info) = self.header.info(key) else { return Ok(None) };
+        let dtype = self.dtype(key, info.dtype)?;
+        let (mut start, mut end) = info.data_offsets;
+        let mut shape = info.shape.clone();
+        if let Some(rows) = rows {
+            let Some(count) = shape.first_mut().filter(|count| rows.start <= rows.end && rows.end <= **count) else {
+                return Err(self.error(key, format_args!("has shape {:?}; rows {rows:?} are expected", info.shape)));
+            };
+            let row = (end - start) / (*count).max(1);
+            *count = rows.len();
+            (start, end) = (start + rows.start * row, start + rows.end * row);
+        }
+        // The header was checked against the file's length; this keeps a mistake there from being a panic here.
+        let bytes = self.bytes.get(self.data + start..self.data + end);
+        let bytes = bytes.ok_or_else(|| self.error(key, "lies outside of the file"))?;
+        let tensor = Tensor::from_raw_buffer(bytes, dtype, &shape, &Device::Cpu);
+        tensor.map(Some).map_err(|error| self.error(key, error))
+    }
+
+    fn error(&self, key: &str, message: impl std::fmt::Display) -> Error {
+        Error::file(self.file.as_str(), format_args!("{key}: {message}"))
+    }
 }
 
 /// The weights of one part. Tensors are read when they are asked for, one at a time.
@@ -130,20 +143,6 @@ impl SafetensorsSource {
         let shard = Shard::new(name.clone(), bytes)?;
         let keys = shard.header.offset_keys().into_iter().map(|key| (key, 0)).collect();
         Ok(Self { name, shards: vec![shard], keys })
-    }
-
-    /// The number of fractional values in all tensors.
-    pub(super) fn parameters(&self) -> u64 {
-        let infos = self.keys.iter().filter_map(|(key, &at)| self.shards[at].header.info(key));
-        infos.filter(|info| fractional(info)).map(|info| info.shape.iter().product::<usize>() as u64).sum()
-    }
-
-    /// The types of its fractional values, such as `F16`.
-    pub(super) fn types(&self) -> Vec<String> {
-        let infos = self.keys.iter().filter_map(|(key, &at)| self.shards[at].header.info(key));
-        let types: BTreeSet<String> =
-            infos.filter(|info| fractional(info)).map(|info| info.dtype.to_string()).collect();
-        types.into_iter().collect()
     }
 
     fn sharded(repository: &Repository, part: &str, name: String, index: &Index) -> Result<Self> {
@@ -193,7 +192,28 @@ fn open_shard(repository: &Repository, part: &str, index: &str, key: &str, file:
 
 impl TensorSource for SafetensorsSource {
     fn tensor(&self, key: &str) -> Result<Option<Tensor>> {
-        self.keys.get(key).map_or(Ok(None), |&at| self.shards[at].tensor(key))
+        self.keys.get(key).map_or(Ok(None), |&at| self.shards[at].tensor(key, None))
+    }
+
+    fn rows(&self, key: &str, rows: Range<usize>) -> Result<Option<Tensor>> {
+        self.keys.get(key).map_or(Ok(None), |&at| self.shards[at].tensor(key, Some(rows)))
+    }
+
+    fn blank(&self, key: &str) -> Result<Option<Tensor>> {
+        let Some(shard) = self.keys.get(key).map(|&at| &self.shards[at]) else { return Ok(None) };
+        let Some(info) = shard.header.info(key) else { return Ok(None) };
+        shard.dtype(key, info.dtype)?;
+        Ok(Some(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(info.shape.as_slice())?))
+    }
+
+    fn info(&self, key: &str) -> Option<TensorInfo> {
+        let info = self.shards[*self.keys.get(key)?].header.info(key)?;
+        let fractional = !matches!(info.dtype, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL);
+        Some(TensorInfo { shape: info.shape.clone(), dtype: info.dtype.to_string(), fractional })
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.keys.keys().cloned().collect()
     }
 
     fn contains(&self, key: &str) -> bool {

@@ -2,12 +2,24 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use easel_kernels::Quantized;
 
 use crate::{Error, Result};
+
+/// What a file says of one of its tensors before the values are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its sides.
+    pub shape: Vec<usize>,
+    /// The stored type by its file format's name, such as `F16` or `Q4_K`.
+    pub dtype: String,
+    /// Whether it holds weights, rather than whole numbers such as positions.
+    pub fractional: bool,
+}
 
 /// Where tensors come from: a file, several shards, or memory.
 ///
@@ -32,8 +44,34 @@ pub trait TensorSource: Send + Sync {
         Ok(None)
     }
 
+    /// Rows of the tensor under `key`, which are indices of its first dimension; `None` when there is no tensor.
+    ///
+    /// # Errors
+    /// When it does not have these rows, or cannot be read.
+    fn rows(&self, key: &str, rows: Range<usize>) -> Result<Option<Tensor>> {
+        Ok(self.tensor(key)?.map(|tensor| tensor.narrow(0, rows.start, rows.len())).transpose()?)
+    }
+
+    /// A tensor of the shape of that under `key`, without its values and without memory for them: all of them are one
+    /// zero in f32. `None` when there is none.
+    ///
+    /// # Errors
+    /// When its type cannot be read.
+    fn blank(&self, key: &str) -> Result<Option<Tensor>> {
+        let Some(info) = self.info(key) else { return Ok(None) };
+        Ok(Some(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(info.shape)?))
+    }
+
+    /// What is known of the tensor under `key`; `None` when there is none.
+    fn info(&self, key: &str) -> Option<TensorInfo>;
+
+    /// All keys, in no order.
+    fn keys(&self) -> Vec<String>;
+
     /// Whether there is a tensor under `key`.
-    fn contains(&self, key: &str) -> bool;
+    fn contains(&self, key: &str) -> bool {
+        self.info(key).is_some()
+    }
 
     /// The file's name for error messages, relative to the model's root.
     fn file(&self) -> &str;
@@ -58,12 +96,47 @@ impl TensorSource for MemorySource {
         Ok(self.tensors.get(key).cloned())
     }
 
-    fn contains(&self, key: &str) -> bool {
-        self.tensors.contains_key(key)
+    fn info(&self, key: &str) -> Option<TensorInfo> {
+        let tensor = self.tensors.get(key)?;
+        let dtype = tensor.dtype();
+        Some(TensorInfo {
+            shape: tensor.dims().to_vec(),
+            dtype: dtype.as_str().to_ascii_uppercase(),
+            fractional: dtype.is_float(),
+        })
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
     }
 
     fn file(&self) -> &str {
         &self.name
+    }
+}
+
+/// Another source's tensors without their values, so that a network can be built and its keys and shapes checked.
+pub(super) struct Blanks(pub(super) Arc<dyn TensorSource>);
+
+impl TensorSource for Blanks {
+    fn tensor(&self, key: &str) -> Result<Option<Tensor>> {
+        self.0.blank(key)
+    }
+
+    fn info(&self, key: &str) -> Option<TensorInfo> {
+        self.0.info(key)
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.0.keys()
+    }
+
+    fn contains(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
+
+    fn file(&self) -> &str {
+        self.0.file()
     }
 }
 

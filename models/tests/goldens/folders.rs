@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, safetensors};
-use easel_models::families::{Placement, open};
+use easel_models::families::check;
 use easel_models::weights::Repository;
 use serde_json::{Value, json};
 
@@ -24,13 +24,12 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Why a copy of `model` does not open after `spoil`; `None` when it opens.
+/// What is wrong with a copy of `model` after `spoil`, by its files' headers; `None` when nothing is.
 fn error(model: &str, spoil: impl FnOnce(&Path)) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     copy(&data(format_args!("pipelines/{model}")), folder.path());
     spoil(folder.path());
-    let placement = Placement::CPU;
-    let opened = Repository::folder(folder.path()).and_then(|repository| open(&repository, &placement, model));
+    let opened = Repository::folder(folder.path()).and_then(|repository| check(&repository));
     opened.err().map(|error| error.to_string())
 }
 

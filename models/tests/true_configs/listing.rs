@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Mutex;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use easel_models::Result;
-use easel_models::weights::TensorSource;
+use easel_models::weights::{TensorInfo, TensorSource};
 
 /// Reads a list: on each line a key with `#` in the place of numbers, its shape, and the numbers.
 pub(crate) fn read(file: &Path) -> BTreeMap<String, Vec<usize>> {
@@ -64,13 +64,20 @@ impl Listing {
 
 impl TensorSource for Listing {
     fn tensor(&self, key: &str) -> Result<Option<Tensor>> {
-        let Some(shape) = self.shapes.get(key) else { return Ok(None) };
-        self.asked.lock().unwrap().insert(key.to_owned());
-        Ok(Some(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape.as_slice())?))
+        let blank = self.blank(key)?;
+        if blank.is_some() {
+            self.asked.lock().unwrap().insert(key.to_owned());
+        }
+        Ok(blank)
     }
 
-    fn contains(&self, key: &str) -> bool {
-        self.shapes.contains_key(key)
+    fn info(&self, key: &str) -> Option<TensorInfo> {
+        let shape = self.shapes.get(key)?.clone();
+        Some(TensorInfo { shape, dtype: "F32".to_owned(), fractional: true })
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.shapes.keys().cloned().collect()
     }
 
     fn file(&self) -> &str {
