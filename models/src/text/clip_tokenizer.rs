@@ -11,12 +11,15 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
-use super::clip_vocabulary::Vocabulary;
+use super::vocabulary::{Side, Vocabulary};
 use crate::weights::Repository;
 use crate::{Error, Result};
 
 /// What a word is: a mark, the end of a contraction, letters, one digit, or other signs.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// The start mark where the files name no other.
+const START_MARK: &str = "<|startoftext|>";
 
 /// The mark at the end of a word's last token.
 const END_OF_WORD: &str = "</w>";
@@ -51,8 +54,14 @@ impl ClipTokenizer {
     /// # Errors
     /// Names the file and the key when one is missing or contradicts another.
     pub fn open(repository: &Repository, part: &str) -> Result<Self> {
-        let vocabulary = Vocabulary::read(repository, part)?;
+        let vocabulary = Vocabulary::read(repository, part, Some(START_MARK))?;
         let file = vocabulary.file.clone();
+        for (key, side) in [("padding_side", vocabulary.padding), ("truncation_side", vocabulary.truncation)] {
+            if side != Side::Right {
+                let config = format!("{part}/tokenizer_config.json");
+                return Err(Error::file(config, format_args!("{key} is \"left\"; CLIP's is \"right\"")));
+            }
+        }
         build(vocabulary).map_err(|error| Error::file(file, error))
     }
 
@@ -120,7 +129,8 @@ fn at_text(error: &tokenizers::Error) -> Error {
 
 /// Puts the tokenizer together as transformers does, whatever `tokenizer.json` says besides vocabulary and merges.
 fn build(vocabulary: Vocabulary) -> tokenizers::Result<ClipTokenizer> {
-    let Vocabulary { file, ids, merges, added, start, end, pad, unknown, max_length } = vocabulary;
+    let Vocabulary { file, ids, merges, added, start, end, pad, unknown, max_length, .. } = vocabulary;
+    let start = start.unwrap_or_else(|| START_MARK.to_owned());
     let model = BPE::builder()
         .vocab_and_merges(ids.into_iter().collect::<Vocab>(), merges)
         .unk_token(unknown)

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use tokenizers::AddedToken;
 use tokenizers::normalizers::Precompiled;
 
-use super::clip_vocabulary::{Mark, NumberedToken, Token};
 use super::sentencepiece::{Kind, Model, charsmap};
+use super::vocabulary::{Mark, NumberedToken, Token};
 use crate::weights::Repository;
 use crate::{Error, Result};
 

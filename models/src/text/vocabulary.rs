@@ -1,4 +1,4 @@
-//! The files that a CLIP tokenizer is kept in, of every age.
+//! The files that a byte-level BPE tokenizer (CLIP's, Qwen's) is kept in, of every age.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Lengths from here on in `model_max_length` are transformers' way to say that none is known.
 const NO_LENGTH: f64 = 1e9;
 
-/// CLIP's end mark, which is the padding and the unknown token, too, where the files name no other.
+/// The end mark, which is the padding and the unknown token, too, where the files name no other.
 const END_MARK: &str = "<|endoftext|>";
 
 /// A vocabulary, its merges and its marks.
@@ -22,11 +22,27 @@ pub(super) struct Vocabulary {
     pub(super) merges: Vec<(String, String)>,
     /// Tokens that are found in a text before it is split, in the order in which they get their ids.
     pub(super) added: Vec<AddedToken>,
-    pub(super) start: String,
+    /// The start mark; `None` of a tokenizer that has none.
+    pub(super) start: Option<String>,
     pub(super) end: String,
     pub(super) pad: String,
     pub(super) unknown: String,
     pub(super) max_length: Option<usize>,
+    /// Where padding goes.
+    pub(super) padding: Side,
+    /// Where a text that is too long loses tokens.
+    pub(super) truncation: Side,
+}
+
+/// An end of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Side {
+    /// Its beginning.
+    Left,
+    /// Its end.
+    #[default]
+    Right,
 }
 
 /// A mark: its text, or an object that has it.
@@ -98,17 +114,41 @@ struct Config {
     unk_token: Option<Mark>,
     pad_token: Option<Mark>,
     model_max_length: Option<f64>,
-    padding_side: Option<String>,
-    truncation_side: Option<String>,
+    padding_side: Option<Side>,
+    truncation_side: Option<Side>,
     added_tokens_decoder: Option<BTreeMap<u32, Token>>,
 }
 
-/// The keys of `tokenizer.json` that have an effect; transformers makes the rest of a CLIP tokenizer anew, too.
+/// The keys of `tokenizer.json` that have an effect; transformers makes the rest of these tokenizers anew, too.
 #[derive(Deserialize)]
 struct TokenizerFile {
     model: Bpe,
     #[serde(default)]
     added_tokens: Vec<NumberedToken>,
+    padding: Option<Directed>,
+    truncation: Option<Directed>,
+}
+
+/// Padding or truncation that was switched on when `tokenizer.json` was written.
+#[derive(Deserialize)]
+struct Directed {
+    direction: DirectedSide,
+}
+
+/// [`Side`] as `tokenizers` spells it.
+#[derive(Deserialize)]
+enum DirectedSide {
+    Left,
+    Right,
+}
+
+impl Directed {
+    fn side(&self) -> Side {
+        match self.direction {
+            DirectedSide::Left => Side::Left,
+            DirectedSide::Right => Side::Right,
+        }
+    }
 }
 
 /// An added token with its id, as `tokenizer.json` lists them.
@@ -134,16 +174,12 @@ enum Merge {
 }
 
 impl Vocabulary {
-    /// Reads the tokenizer files in the folder `part`.
-    pub(super) fn read(repository: &Repository, part: &str) -> Result<Self> {
+    /// Reads the tokenizer files in the folder `part`; `start` is the start mark where the files name none.
+    pub(super) fn read(repository: &Repository, part: &str, start: Option<&str>) -> Result<Self> {
         let config_file = format!("{part}/tokenizer_config.json");
         let mut config: Config = repository.try_json(&config_file)?.unwrap_or_default();
-        for (key, side) in [("padding_side", &config.padding_side), ("truncation_side", &config.truncation_side)] {
-            if side.as_deref().is_some_and(|side| side != "right") {
-                return Err(Error::file(config_file, format_args!("{key} is {side:?}; CLIP's is \"right\"")));
-            }
-        }
-        let (file, ids, merges, numbered) = read_words(repository, part)?;
+        let Words { file, ids, merges, numbered, padding, truncation } = read_words(repository, part)?;
+        let sides = (config.padding_side.or(padding), config.truncation_side.or(truncation));
 
         // Newer files say everything in `added_tokens_decoder`; only where it is absent do the older places count.
         let added = match config.added_tokens_decoder.take() {
@@ -161,11 +197,11 @@ impl Vocabulary {
         };
 
         let or = |mark: Option<Mark>, default: &str| mark.unwrap_or_else(|| Mark::Text(default.to_owned()));
-        let start = or(config.bos_token, "<|startoftext|>");
+        let start = config.bos_token.or_else(|| Some(Mark::Text(start?.to_owned())));
         let end = or(config.eos_token, END_MARK);
         let unknown = or(config.unk_token, END_MARK);
         let pad = or(config.pad_token, END_MARK);
-        let marks = [&start, &end, &unknown, &pad];
+        let marks: Vec<&Mark> = start.iter().chain([&end, &unknown, &pad]).collect();
         let named: BTreeSet<&str> = marks.iter().map(|mark| mark.text()).collect();
 
         let mut tokens: Vec<AddedToken> =
@@ -173,7 +209,7 @@ impl Vocabulary {
         // transformers adds the marks one after the other: of two with one text, the later one's rules count. Stable
         // Diffusion's end mark is looked for before normalisation, because its padding is the same text without rules.
         let stored = tokens.len();
-        for mark in marks {
+        for &mark in &marks {
             match tokens.iter().position(|token| token.content == mark.text()) {
                 Some(at) if at < stored => {}
                 Some(at) => tokens[at] = mark.added(),
@@ -189,18 +225,27 @@ impl Vocabulary {
             Some(length) if length < NO_LENGTH => Some(length as usize),
             _ => None,
         };
-        let [start, end, unknown, pad] = marks.map(|mark| mark.text().to_owned());
-        Ok(Self { file, ids, merges, added: tokens, start, end, pad, unknown, max_length })
+        let start = start.as_ref().map(|mark| mark.text().to_owned());
+        let [end, unknown, pad] = [end, unknown, pad].map(|mark| mark.text().to_owned());
+        let (padding, truncation) = (sides.0.unwrap_or_default(), sides.1.unwrap_or_default());
+        Ok(Self { file, ids, merges, added: tokens, start, end, pad, unknown, max_length, padding, truncation })
     }
 }
 
-/// A vocabulary's file, its ids, its merges and the added tokens that are kept with it.
-type Words = (String, HashMap<String, u32>, Vec<(String, String)>, Vec<NumberedToken>);
+/// What the vocabulary's file itself says.
+struct Words {
+    file: String,
+    ids: HashMap<String, u32>,
+    merges: Vec<(String, String)>,
+    numbered: Vec<NumberedToken>,
+    padding: Option<Side>,
+    truncation: Option<Side>,
+}
 
 /// Reads vocabulary and merges from `tokenizer.json`, else from `vocab.json` and `merges.txt`.
 fn read_words(repository: &Repository, part: &str) -> Result<Words> {
     let file = format!("{part}/tokenizer.json");
-    if let Some(TokenizerFile { model, added_tokens }) = repository.try_json(&file)? {
+    if let Some(TokenizerFile { model, added_tokens, padding, truncation }) = repository.try_json(&file)? {
         let merges = model.merges.into_iter().enumerate().map(|(at, merge)| match merge {
             Merge::Pair(left, right) => Ok((left, right)),
             Merge::Line(line) => split_merge(&line).ok_or_else(|| {
@@ -208,7 +253,14 @@ fn read_words(repository: &Repository, part: &str) -> Result<Words> {
             }),
         });
         let merges = merges.collect::<Result<_>>()?;
-        return Ok((file, model.vocab, merges, added_tokens));
+        return Ok(Words {
+            file,
+            ids: model.vocab,
+            merges,
+            numbered: added_tokens,
+            padding: padding.as_ref().map(Directed::side),
+            truncation: truncation.as_ref().map(Directed::side),
+        });
     }
     let file = format!("{part}/vocab.json");
     let Some(ids) = repository.try_json(&file)? else {
@@ -227,7 +279,7 @@ fn read_words(repository: &Repository, part: &str) -> Result<Words> {
             })
         })
         .collect::<Result<_>>()?;
-    Ok((file, ids, merges, Vec::new()))
+    Ok(Words { file, ids, merges, numbered: Vec::new(), padding: None, truncation: None })
 }
 
 /// The two tokens of a merge's line.
