@@ -34,7 +34,7 @@ pub use activations::{geglu, gelu, gelu_tanh, quick_gelu, silu};
 pub use ada_layer_norm::{ada_layer_norm, gated_add};
 pub use attention::{attention, causal_mask};
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
-pub use cpu::on_pool;
+pub use cpu::{on_pool, weight_bytes};
 pub use dispatch::{plain_forms, with_plain_forms};
 pub use group_norm::GroupNorm;
 pub use layer_norm::{LayerNorm, RmsNorm};

@@ -250,6 +250,51 @@ fn an_input_that_is_not_contiguous_gives_what_its_copy_gives() -> Result<()> {
     Ok(())
 }
 
+/// Linear layers and convolutions with bf16 weights, which some processors multiply as they are.
+fn bf16_cases() -> Result<Vec<Case>> {
+    let half = |x: Tensor| x.to_dtype(DType::BF16);
+    let mut cases = Vec::new();
+    for (n, features, out) in [(1, 2, 1), (1, 320, 129), (7, 6, 3), (77, 34, 70), (130, 258, 67), (16, 5200, 49)] {
+        let linear = Linear::new(half(noise(1, (out, features))?)?, Some(half(noise(2, out)?)?))?;
+        cases.push(case("linear", &[&[n, features]], move |x| linear.forward(&x[0])));
+    }
+    for (image, out, kernel, stride) in [
+        ([5, 7, 4], 8, 3, 1),
+        ([16, 16, 34], 35, 3, 1),
+        ([8, 9, 64], 96, 3, 2),
+        ([6, 5, 32], 40, 1, 1),
+        ([4, 4, 600], 9, 3, 1),
+        // An odd number of channels does not go in pairs, and is multiplied in f32.
+        ([4, 5, 3], 8, 3, 1),
+    ] {
+        let config = Conv2dConfig { stride, padding: Padding::same(kernel / 2) };
+        let weight = half(noise(4, (out, image[2], kernel, kernel))?)?;
+        let conv = Conv2d::new(weight, None, config)?;
+        cases.push(case(&format!("conv2d {kernel} {stride}"), &[&image], move |x| conv.forward(&x[0])));
+    }
+    Ok(cases)
+}
+
+#[test]
+fn a_product_of_bf16_weights_gives_what_the_plain_form_gives_to_their_precision() -> Result<()> {
+    let (fast, plain) = (bf16_cases()?, with_plain_forms(bf16_cases)?);
+    for (fast, plain) in fast.iter().zip(&plain) {
+        let x = inputs(fast, 3)?.iter().map(|x| x.to_dtype(DType::BF16)).collect::<Result<Vec<_>>>()?;
+        let reference = with_plain_forms(|| (plain.run)(&x))?;
+        let y = (fast.run)(&x)?;
+        assert_eq!(y.dtype(), DType::BF16);
+        // Both sum in f32 and round once, to 8 bits; where the sums differ in their order, some round to the other side.
+        let distance = distance(&y, &reference)?;
+        assert!(distance < 1e-3, "{}: {distance}", fast.name);
+        for row in 0..3 {
+            let alone = (fast.run)(&[x[0].narrow(0, row, 1)?])?.to_dtype(DType::F32)?;
+            let same = bits(&y.narrow(0, row, 1)?.to_dtype(DType::F32)?)? == bits(&alone)?;
+            assert!(same, "{}: row {row} differs from itself alone", fast.name);
+        }
+    }
+    Ok(())
+}
+
 /// Weights in few bits, with the same in f32.
 fn quantized(out: usize, features: usize) -> Result<Vec<(Quantized, Tensor)>> {
     use candle_core::quantized::{GgmlDType, QTensor};

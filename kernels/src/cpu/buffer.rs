@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 /// Room for `len` values.
-pub(super) fn room(len: usize) -> Vec<MaybeUninit<f32>> {
+pub(super) fn room<T>(len: usize) -> Vec<MaybeUninit<T>> {
     let mut values = Vec::with_capacity(len);
     // SAFETY: the capacity is there, and `MaybeUninit` needs no initialisation.
     unsafe { values.set_len(len) };
@@ -14,27 +14,34 @@ pub(super) fn room(len: usize) -> Vec<MaybeUninit<f32>> {
 ///
 /// # Safety
 /// Every element must have been written.
-pub(super) unsafe fn filled(values: Vec<MaybeUninit<f32>>) -> Vec<f32> {
+pub(super) unsafe fn filled<T>(values: Vec<MaybeUninit<T>>) -> Vec<T> {
     let mut values = std::mem::ManuallyDrop::new(values);
     // SAFETY: the layouts are the same, the vector is not dropped twice, and the caller wrote every element.
     unsafe { Vec::from_raw_parts(values.as_mut_ptr().cast(), values.len(), values.capacity()) }
 }
 
 /// A pointer into a result that several threads fill, each its own part.
-#[derive(Clone, Copy)]
-pub(super) struct Target(*mut f32);
+pub(super) struct Target<T = f32>(*mut T);
+
+impl<T> Clone for Target<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Target<T> {}
 
 // SAFETY: it is only a number; whoever writes through it answers for writing a part of their own.
-unsafe impl Send for Target {}
+unsafe impl<T> Send for Target<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Target {}
+unsafe impl<T> Sync for Target<T> {}
 
-impl Target {
-    pub(super) fn new(values: &mut [MaybeUninit<f32>]) -> Self {
+impl<T> Target<T> {
+    pub(super) fn new(values: &mut [MaybeUninit<T>]) -> Self {
         Self(values.as_mut_ptr().cast())
     }
 
-    pub(super) fn of(values: *mut f32) -> Self {
+    pub(super) fn of(values: *mut T) -> Self {
         Self(values)
     }
 
@@ -42,7 +49,7 @@ impl Target {
     ///
     /// # Safety
     /// The element must lie within the result, or just behind it.
-    pub(super) unsafe fn at(self, index: usize) -> *mut f32 {
+    pub(super) unsafe fn at(self, index: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(index) }
     }

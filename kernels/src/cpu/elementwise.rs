@@ -198,7 +198,7 @@ pub(crate) fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor>
                 let pixel = &source[column * channels..][..channels];
                 // SAFETY: each task has its own line of the result, of as many pixels as there are columns.
                 unsafe {
-                    let to = target.at(task * line + index * channels);
+                    let to: *mut f32 = target.at(task * line + index * channels);
                     to.copy_from_nonoverlapping(pixel.as_ptr(), channels);
                 }
             }

@@ -2,13 +2,15 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
+use half::bf16;
 
 use super::{
     buffer::{Target, filled, room},
     pool::collect,
     product::{Packed, multiply, multiply_into},
-    tensor, with_values,
+    product_bf16::{self, PackedBf16},
+    tensor, with_bf16, with_values,
 };
 use crate::Quantized;
 
@@ -20,18 +22,56 @@ const SPREAD_OUTPUTS: usize = 96;
 /// The packed weight (in, out) and the bias (out).
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Arc<Packed>,
+    weight: Right,
     bias: Option<Vec<f32>>,
+}
+
+/// The right side of a product, in the type that is multiplied in.
+#[derive(Debug, Clone)]
+pub(super) enum Right {
+    F32(Arc<Packed>),
+    Bf16(Arc<PackedBf16>),
+}
+
+impl Right {
+    /// Packs the matrix (depth, columns) of the values of `weight`, the element at `place(depth, column)`; there are `channels`
+    /// values behind each pointer of the left side.
+    pub(super) fn new(
+        weight: &Tensor,
+        channels: usize,
+        (depth, columns): (usize, usize),
+        place: impl Fn(usize, usize) -> usize + Sync + Send,
+    ) -> Result<Self> {
+        if weight.dtype() == DType::BF16 && product_bf16::takes(channels) {
+            let pack = |w: &[bf16]| Ok(PackedBf16::new(depth, columns, |depth, column| w[place(depth, column)]));
+            return Ok(Self::Bf16(Arc::new(with_bf16(weight, pack)?)));
+        }
+        let pack = |w: &[f32]| Ok(Packed::new(depth, columns, |depth, column| w[place(depth, column)]));
+        Ok(Self::F32(Arc::new(with_values(weight, pack)?)))
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        match self {
+            Self::F32(packed) => packed.depth(),
+            Self::Bf16(packed) => packed.depth(),
+        }
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        match self {
+            Self::F32(packed) => packed.columns(),
+            Self::Bf16(packed) => packed.columns(),
+        }
+    }
 }
 
 impl Linear {
     /// Packs the weight (out, in).
     pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let (out, features) = weight.dims2()?;
-        let weight =
-            with_values(weight, |w| Ok(Packed::new(features, out, |depth, column| w[column * features + depth])))?;
+        let weight = Right::new(weight, features, (features, out), |depth, column| column * features + depth)?;
         let bias = bias.map(|bias| with_values(bias, |values| Ok(values.to_vec()))).transpose()?;
-        Ok(Self { weight: Arc::new(weight), bias })
+        Ok(Self { weight, bias })
     }
 
     /// `x` (.., in) to (.., out).
@@ -41,18 +81,26 @@ impl Linear {
         if let Some(last) = shape.last_mut() {
             *last = self.weight.columns();
         }
-        with_values(x, |values| {
-            let rows = values.len() / features;
-            // SAFETY: each pointer is at a line of `features` values, the depth of the weight.
-            let y =
-                unsafe { multiply(rows, (1, features), &self.weight, self.bias.as_deref(), lines(values, features)) };
-            tensor(y, shape, x)
-        })
+        let bias = self.bias.as_deref();
+        match &self.weight {
+            Right::F32(weight) => with_values(x, |values| {
+                let rows = values.len() / features;
+                // SAFETY: each pointer is at a line of `features` values, the depth of the weight.
+                let y = unsafe { multiply(rows, (1, features), weight, bias, lines(values, features)) };
+                tensor(y, shape, x)
+            }),
+            Right::Bf16(weight) => with_bf16(x, |values| {
+                let rows = values.len() / features;
+                // SAFETY: as above, and bf16 was chosen because such products are taken.
+                let y = unsafe { product_bf16::multiply(rows, (1, features), weight, bias, lines(values, features)) };
+                Tensor::from_vec(y, shape, x.device())?.to_dtype(x.dtype())
+            }),
+        }
     }
 }
 
 /// What writes the pointers to lines of `features` values.
-fn lines(values: &[f32], features: usize) -> impl Fn(Range<usize>, &mut [*const f32]) + Sync + Send {
+fn lines<T: Sync>(values: &[T], features: usize) -> impl Fn(Range<usize>, &mut [*const T]) + Sync + Send {
     move |range, table| {
         let lines = values[range.start * features..range.end * features].chunks_exact(features);
         for (pointer, line) in table.iter_mut().zip(lines) {

@@ -1,9 +1,9 @@
-//! The CPU forms, in f32.
+//! The CPU forms, in f32; products of bf16 weights in bf16 where the processor has instructions for them.
 //!
 //! They compute with the widest vectors of the processor (AVX-512, AVX2, NEON;
 //! chosen at run time), read and write every tensor once where that
 //! is possible, and split work over rayon's pool. f16 and bf16 are converted on
-//! the way in and out, as the plain forms do it.
+//! the way in and out, as the plain forms do it, but for those products.
 //!
 //! The bits of a row do not depend on its batch, because nothing that is
 //! summed is ever split by it: a product's element is summed over its whole
@@ -16,16 +16,19 @@
 mod attention;
 mod buffer;
 mod conv2d;
+mod convert;
 mod elementwise;
 mod linear;
 mod math;
 mod norm;
 mod pool;
 mod product;
+mod product_bf16;
 mod rope;
 mod simd;
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use half::bf16;
 
 pub(crate) use attention::attention;
 pub(crate) use conv2d::Conv2d;
@@ -42,8 +45,22 @@ pub(crate) fn takes(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) && !plain_forms()
 }
 
+/// Bytes that a layer keeps for each of its weights of type `dtype` on `device`.
+#[must_use]
+pub fn weight_bytes(dtype: DType, device: &Device) -> usize {
+    match dtype {
+        DType::BF16 if device.is_cpu() && !plain_forms() && product_bf16::available() => 2,
+        // The other products on the CPU are in f32, and so are the plain forms' there.
+        _ if device.is_cpu() => 4,
+        _ => dtype.size_in_bytes(),
+    }
+}
+
 /// Gives `f` the values of `x`, contiguous and in f32.
 fn with_values<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    if x.dtype() == DType::BF16 {
+        return with_bf16(x, |values| f(&convert::to_f32(values)));
+    }
     let x = x.to_dtype(DType::F32)?.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
@@ -52,7 +69,20 @@ fn with_values<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> 
     }
 }
 
+/// Gives `f` the values of `x`, contiguous and in bf16.
+fn with_bf16<T>(x: &Tensor, f: impl FnOnce(&[bf16]) -> Result<T>) -> Result<T> {
+    let x = x.to_dtype(DType::BF16)?.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::BF16(values)), Some((from, to))) => f(&values[from..to]),
+        _ => bail!("a contiguous bf16 tensor on the CPU is expected, not {:?} on {:?}", x.dtype(), x.device()),
+    }
+}
+
 /// The tensor of `values`, in the type of `like`.
 fn tensor(values: Vec<f32>, shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
+    if like.dtype() == DType::BF16 {
+        return Tensor::from_vec(convert::to_bf16(&values), shape.into(), &Device::Cpu);
+    }
     Tensor::from_vec(values, shape.into(), &Device::Cpu)?.to_dtype(like.dtype())
 }

@@ -13,6 +13,7 @@ mod unet_memory;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use easel_kernels::weight_bytes;
 use serde::Deserialize;
 
 use crate::weights::{MODEL_INDEX, Repository};
@@ -34,9 +35,9 @@ impl Placement {
     /// The CPU in f32, without a bound on the memory.
     pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, memory: None };
 
-    /// Bytes that a weight takes once it is loaded: the CPU's forms keep f32, whatever the type of the activations.
+    /// Bytes that a weight takes once it is loaded.
     fn value_bytes(&self) -> u64 {
-        if self.device.is_cpu() { 4 } else { self.dtype.size_in_bytes() as u64 }
+        weight_bytes(self.dtype, &self.device) as u64
     }
 }
 

@@ -1,3 +1,4 @@
+use candle_core::DType;
 use tempfile::TempDir;
 
 use super::*;
@@ -328,4 +329,23 @@ fn a_weight_of_one_is_no_weight() {
     assert_eq!(states("a (red:1.0) circle", true), states("a red circle", false));
     assert_ne!(states("a (red:1.5) circle", true), states("a red circle", false));
     assert_ne!(states("a (red:1.5) circle", false), states("a red circle", false));
+}
+
+#[test]
+fn a_picture_in_bf16_is_close_to_the_one_in_f32_and_the_same_in_company() {
+    let halves = Placement { dtype: DType::BF16, ..CPU };
+    let half = families::open(&Repository::builtin(), &halves, BUILTIN_MODEL).unwrap();
+    let picture = |model: &dyn Pipeline, others: &[u64]| {
+        let row = |seed| begin(model, "a red circle on a blue background", &spec(10, seed, 5.0)).unwrap();
+        let mut rows: Vec<Trajectory> = std::iter::once(3).chain(others.iter().copied()).map(row).collect();
+        while !rows[0].done() {
+            model.denoise(&mut rows.iter_mut().collect::<Vec<_>>()).unwrap();
+        }
+        model.decode(std::slice::from_ref(rows[0].latents())).unwrap().remove(0)
+    };
+    let (alone, full) = (picture(&*half, &[]), picture(&*builtin(), &[]));
+    assert_eq!(picture(&*half, &[8, 9]), alone);
+    let squares: u64 = alone.pixels.iter().zip(&full.pixels).map(|(&a, &b)| u64::from(a.abs_diff(b)).pow(2)).sum();
+    let psnr = 10.0 * (255.0_f64.powi(2) * alone.pixels.len() as f64 / squares as f64).log10();
+    assert!(psnr > 35.0, "{psnr}");
 }

@@ -1,0 +1,88 @@
+//! A step of a real denoiser at its true size, in f32 and bf16, in one run.
+//!
+//! `cargo bench -p easel-models --bench denoiser [-- MODEL [HEIGHT WIDTH]]`, where MODEL is a folder of
+//! `tests/data/true_configs` with a UNet (`sd15` when none is named) and the sides are those of the latents. The weights
+//! have the real shapes and no meaning, so no file is needed; nothing here takes less time for that. Processor seconds are what can be
+//! compared on a machine with other work.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a bench prints its table and may stop at any fault"
+)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use easel_models::denoisers::{Adapters, Context, Hooks, UNet, UNetConfig};
+use easel_models::weights::Tensors;
+
+#[path = "../tests/true_configs/listing.rs"]
+#[allow(dead_code, reason = "the bench does not ask what was left over")]
+mod listing;
+
+/// Forwards of each type, taken in turn.
+const ROUNDS: usize = 3;
+
+fn main() {
+    // `cargo test --benches` runs benches too, and wants nothing measured.
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return;
+    }
+    let words: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    let model = words.first().copied().unwrap_or("sd15");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/true_configs").join(model);
+    let json = std::fs::read_to_string(folder.join("unet.json")).unwrap();
+    let config = UNetConfig::from_json("unet.json", &json).unwrap();
+    let (native, _) = config.sample_size.unwrap().sides();
+    let side = |at: usize| words.get(at).map_or(native, |side| side.parse().unwrap());
+    let (height, width) = (side(1), side(2));
+
+    let types = [DType::F32, DType::BF16];
+    let steps: Vec<_> = types.iter().map(|&dtype| step(&config, &folder, dtype, (height, width))).collect();
+    let mut costs = vec![Vec::new(); types.len()];
+    for _ in 0..ROUNDS {
+        for (step, costs) in steps.iter().zip(&mut costs) {
+            let (start, before) = (Instant::now(), processor_seconds());
+            step();
+            costs.push((processor_seconds() - before, start.elapsed().as_secs_f64()));
+        }
+    }
+    println!("{model}, latents {height}x{width}, one row, {} threads", std::thread::available_parallelism().unwrap());
+    let median = |costs: &mut Vec<(f64, f64)>| {
+        costs.sort_by(|a, b| a.0.total_cmp(&b.0));
+        costs[costs.len() / 2]
+    };
+    let medians: Vec<_> = costs.iter_mut().map(median).collect();
+    for (dtype, (processor, wall)) in types.iter().zip(&medians) {
+        let ratio = medians[0].0 / processor;
+        println!("{:<5} {processor:>8.2} processor s {wall:>8.2} s  {ratio:>5.2}x f32", dtype.as_str());
+    }
+}
+
+/// A step of the network with weights of this type.
+fn step(config: &UNetConfig, folder: &Path, dtype: DType, (height, width): (usize, usize)) -> impl Fn() {
+    let source = Arc::new(listing::Listing::new(listing::read(&folder.join("unet.keys"))));
+    let unet = UNet::new(config, &Tensors::new(source, dtype, &Device::Cpu)).unwrap();
+    let noise = |shape: &[usize]| Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap();
+    let latents = noise(&[1, config.in_channels, height, width]);
+    let states = noise(&[1, 77, config.context_channels().unwrap()]);
+    move || {
+        let context = Context { states: &states, added: None, guidance: None };
+        let condition = unet.condition(&context, &Adapters::default()).unwrap();
+        unet.forward(&latents, &[500.0], &condition, &Hooks::default()).unwrap();
+    }
+}
+
+/// The processor seconds that this process has used.
+fn processor_seconds() -> f64 {
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| -> Option<f64> {
+        let line = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1e-9)
+    };
+    std::fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(of_task).sum()
+}
