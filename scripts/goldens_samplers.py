@@ -40,6 +40,8 @@ def randn_streams() -> list:
 
 
 SHAPE = (1, 4, 2, 2)
+CLEAN = (torch.arange(16, dtype=torch.float32) * 0.1 - 0.8).reshape(SHAPE)
+MASK = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).reshape(1, 1, 2, 2)
 MULTI = "DPMSolverMultistepScheduler"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -152,8 +154,8 @@ def fake(prediction: str, x: torch.Tensor, t: float) -> torch.Tensor:
     }[prediction]()
 
 
-def trajectory(scheduler, prediction, steps, seed, strength=None, eta=None, double=False, **given) -> list:
-    """What a diffusers pipeline does with this scheduler, on the fake model.
+def trajectory(scheduler, prediction, steps, seed, strength=None, eta=None, double=False, repaint=False, **given) -> list:
+    """What a diffusers pipeline does with this scheduler, on the fake model; with `repaint`, what an inpainting one does.
 
     Where a scheduler lets it, latents and coefficients are f64 (`double`): what is compared is the method, and a second-order
     step from a large sigma amplifies the roundings of f32, diffusers' and ours alike, beyond any useful limit. The noise is
@@ -178,9 +180,8 @@ def trajectory(scheduler, prediction, steps, seed, strength=None, eta=None, doub
         timesteps = timesteps[start:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
-        clean = (torch.arange(16, dtype=torch.float32) * 0.1 - 0.8).reshape(SHAPE)
         noised = scheduler.add_noise if hasattr(scheduler, "add_noise") else scheduler.scale_noise
-        latents = noised(clean, noise, timesteps[:1])
+        latents = noised(CLEAN, noise, timesteps[:1])
     if double:
         latents = latents.double()
     options = {}
@@ -189,9 +190,17 @@ def trajectory(scheduler, prediction, steps, seed, strength=None, eta=None, doub
         options["eta"] = 0.0 if eta is None else eta
     if "generator" in scheduler.step.__code__.co_varnames:
         options["generator"] = generator
-    for t in timesteps:
+    clean, noise = (CLEAN.double(), noise.double()) if double else (CLEAN, noise)
+    for i, t in enumerate(timesteps):
         scaled = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
         latents = scheduler.step(fake(prediction, scaled, t), t, latents, **options).prev_sample
+        if repaint:
+            kept = clean
+            if i < len(timesteps) - 1 and hasattr(scheduler, "add_noise"):
+                kept = scheduler.add_noise(clean, noise, timesteps[i + 1].reshape(1))
+            elif i < len(timesteps) - 1:
+                kept = scheduler.scale_noise(clean, timesteps[i + 1].reshape(1), noise)
+            latents = (1 - MASK) * kept + MASK * latents
     return [float(f"{v:.8g}") for v in latents.flatten().tolist()]
 
 
@@ -201,7 +210,7 @@ def is_double(scheduler) -> bool:
     return type(scheduler).__name__.startswith(names)
 
 
-def case(config: str, sampler, schedule, steps: int, seed: int, options=None, given=None, strength=None, eta=None, **named) -> dict:
+def case(config: str, sampler, schedule, steps: int, seed: int, options=None, given=None, strength=None, eta=None, repaint=None, **named) -> dict:
     file = CONFIGS[config]
     name, forced, _ = SAMPLERS[sampler] if sampler else (file["_class_name"], {}, ())
     extra = {**forced, **(SCHEDULES[schedule] if schedule else {}), **(options or {})}
@@ -213,10 +222,11 @@ def case(config: str, sampler, schedule, steps: int, seed: int, options=None, gi
         named["noise"] = "torch_cpu"
     lists = {key: [int(v) for v in values] if key == "timesteps" else values for key, values in (given or {}).items()}
     double = is_double(scheduler)
-    end = trajectory(scheduler, prediction, steps, seed, strength=strength, eta=eta, double=double, **lists)
+    end = trajectory(scheduler, prediction, steps, seed, strength=strength, eta=eta, double=double, repaint=repaint, **lists)
     assert all(numpy.isfinite(end)), (config, sampler, schedule, steps)
     found = {"config": config, "sampler": sampler, "schedule": schedule, "steps": steps, "prediction": prediction}
-    found |= {"strength": strength, "eta": eta, "double": double, "seed": seed, "end": end, **named, **(given or {})}
+    found |= {"strength": strength, "eta": eta, "double": double, "repaint": repaint, "seed": seed, "end": end}
+    found |= {**named, **(given or {})}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -252,6 +262,10 @@ def diffusion() -> list:
         cases.append(case("sd15", sampler, None, 10, seed=len(cases), given={"timesteps": lists}))
     sigmas = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]
     cases.append(case("sd15", "euler", None, 10, seed=len(cases), given={"sigmas": sigmas}))
+    for sampler in SAMPLERS:
+        for config, steps, strength in (("sd15", 7, None), ("sdxl", 10, 0.6), ("mini", 5, 1.0)):
+            cases.append(case(config, sampler, None, steps, seed=len(cases), strength=strength, repaint=True))
+    cases.append(case("own_pndm", None, None, 10, seed=len(cases), repaint=True))
     return cases
 
 
@@ -299,7 +313,7 @@ def shift_mu(tokens: int, file: dict) -> float:
     return tokens * slope + low - slope * few
 
 
-def flow_case(config, sampler, schedule, steps, seed, unit=False, tokens=None, sigmas=None, strength=None, **named) -> dict:
+def flow_case(config, sampler, schedule, steps, seed, unit=False, tokens=None, sigmas=None, repaint=None, **named) -> dict:
     file = FLOWS[config]
     names = {
         None: file["_class_name"], "flow_euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler",
@@ -318,9 +332,9 @@ def flow_case(config, sampler, schedule, steps, seed, unit=False, tokens=None, s
     if tokens:
         given["mu"] = shift_mu(tokens, file)
     double = is_double(scheduler)
-    end = trajectory(scheduler, "flow_prediction", steps, seed, strength=strength, double=double, **given)
+    end = trajectory(scheduler, "flow_prediction", steps, seed, double=double, repaint=repaint, **given)
     found = {"config": config, "sampler": sampler, "schedule": schedule, "steps": steps, "prediction": "flow_prediction"}
-    found |= {"unit_sigmas": unit, "double": double, "image_tokens": tokens, "sigmas": sigmas, "strength": strength}
+    found |= {"unit_sigmas": unit, "double": double, "image_tokens": tokens, "sigmas": sigmas, "repaint": repaint}
     found |= {"seed": seed, "end": end, **named}
     return {key: value for key, value in found.items() if value is not None}
 
@@ -346,6 +360,9 @@ def flows() -> list:
             cases.append(flow_case("sd3", "flow_euler", schedule, steps, len(cases)))
             cases.append(flow_case("flux", None, schedule, steps, len(cases), unit=True, tokens=1024))
     cases.append(flow_case("sd3", "flow_euler", None, 4, len(cases), sigmas=[1.0, 0.8, 0.5, 0.2]))
+    for sampler in ("flow_euler", "flow_heun", "flow_dpmpp_2m", "unipc", "deis"):
+        cases.append(flow_case("sd3", sampler, None, 7, len(cases), repaint=True))
+    cases.append(flow_case("flux", None, None, 6, len(cases), unit=True, tokens=1024, repaint=True))
     return cases
 
 

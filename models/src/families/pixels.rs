@@ -1,8 +1,10 @@
-//! Between 8-bit pictures and the tensors of an autoencoder.
+//! Between 8-bit pictures and masks, and the tensors of an autoencoder.
 
 use candle_core::{DType, Device, Tensor};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use crate::{Error, RenderSpec, Result, RgbImage};
+use crate::{Error, GrayImage, RenderSpec, Result, RgbImage};
 
 /// Refuses a picture, given as the field `param`, that does not have the size of the one to be made.
 ///
@@ -16,6 +18,57 @@ pub(super) fn check_size(param: &'static str, (width, height): (u32, u32), spec:
     let message =
         format!("it is {width}x{height}; the size of the picture to be made, {}x{}, is needed", wanted.0, wanted.1);
     Err(Error::Request { param, message })
+}
+
+/// A picture of other sides, by Lanczos's filter over three lobes, as diffusers has Pillow do it.
+///
+/// # Errors
+/// When the filter cannot be applied to pictures of these sides.
+#[allow(dead_code, reason = "for the families that follow")]
+pub(super) fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    if (image.width, image.height) == (width, height) {
+        return Ok(image.clone());
+    }
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    let pass = |image: &[u8], from: (u32, u32), to: (u32, u32)| {
+        let fault = |error: &dyn std::fmt::Display| Error::Unsupported(format!("a picture cannot be resized: {error}"));
+        let source = ImageRef::new(from.0, from.1, image, PixelType::U8x3).map_err(|e| fault(&e))?;
+        let mut target = Image::new(to.0, to.1, PixelType::U8x3);
+        Resizer::new().resize(&source, &mut target, &options).map_err(|e| fault(&e))?;
+        Ok::<_, Error>(target.into_vec())
+    };
+    // Pillow filters rows before columns and cuts what is out of range off in between; the crate alone does it the other
+    // way around, which differs at hard edges.
+    let rows = pass(&image.pixels, (image.width, image.height), (width, image.height))?;
+    RgbImage::new(width, height, pass(&rows, (width, image.height), (width, height))?)
+}
+
+/// A mask in pixels, (1, 1, h, w) in f32: 1 where it is white enough to be painted anew, else 0.
+pub(super) fn mask_to_tensor(mask: &GrayImage, device: &Device) -> Result<Tensor> {
+    // diffusers' threshold of 0.5 lies between 127 and 128.
+    let values: Vec<f32> = mask.pixels.iter().map(|&value| f32::from(u8::from(value >= 128))).collect();
+    Ok(Tensor::from_vec(values, (1, 1, mask.height as usize, mask.width as usize), device)?)
+}
+
+/// A mask at the latents' size, (1, h, w) in f32, by the nearest pixel as torch's `interpolate` finds it: the first
+/// of those that one latent stands for.
+#[allow(dead_code, reason = "for the families that follow")]
+pub(super) fn mask_to_latents(mask: &GrayImage, height: usize, width: usize, device: &Device) -> Result<Tensor> {
+    let (rows, columns) = (mask.height as usize, mask.width as usize);
+    let pixel = |y: usize, x: usize| mask.pixels[y * rows / height * columns + x * columns / width];
+    let values = (0..height).flat_map(|y| (0..width).map(move |x| (y, x)));
+    let values: Vec<f32> = values.map(|(y, x)| f32::from(u8::from(pixel(y, x) >= 128))).collect();
+    Ok(Tensor::from_vec(values, (1, height, width), device)?)
+}
+
+/// A picture as an autoencoder takes it, (1, 3, h, w), with what is painted anew left out: 0, which is grey.
+///
+/// # Errors
+/// When the mask is of another size.
+#[allow(dead_code, reason = "for the families that follow")]
+pub(super) fn to_masked_tensor(image: &RgbImage, mask: &GrayImage, device: &Device) -> Result<Tensor> {
+    let kept = mask_to_tensor(mask, device)?.affine(-1.0, 1.0)?;
+    Ok(to_tensor(image, device)?.broadcast_mul(&kept)?)
 }
 
 /// A picture as an autoencoder takes it: (1, 3, h, w) in -1..=1, f32.
@@ -54,6 +107,40 @@ mod tests {
         let tensor = to_tensor(&image, &Device::Cpu).unwrap();
         assert_eq!(tensor.dims(), [1, 3, 8, 32]);
         assert_eq!(to_image(&tensor).unwrap(), image);
+    }
+
+    /// The picture of scripts/goldens_resize.py.
+    fn waves(width: u32, height: u32) -> RgbImage {
+        let places = (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..3_u32).map(move |c| (y, x, c))));
+        let value = |(y, x, c): (u32, u32, u32)| x * (5 + c) + y * (11 - 3 * c) + (x / 7 + y / 5) % 2 * 90;
+        RgbImage::new(width, height, places.map(|place| (value(place) % 256) as u8).collect()).unwrap()
+    }
+
+    #[test]
+    fn a_picture_is_resized_as_pillow_does_it() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            source: (u32, u32),
+            target: (u32, u32),
+            pixels: Vec<u8>,
+        }
+        let cases: Vec<Case> = serde_json::from_str(include_str!("../../tests/data/resize.json")).unwrap();
+        for Case { source, target, pixels } in cases {
+            let found = resize(&waves(source.0, source.1), target.0, target.1).unwrap();
+            let most = found.pixels.iter().zip(&pixels).map(|(&a, &b)| a.abs_diff(b)).max().unwrap();
+            assert!(found.pixels.len() == pixels.len() && most <= 1, "{source:?} {target:?}: off by {most}");
+        }
+        assert_eq!(resize(&waves(9, 5), 9, 5).unwrap(), waves(9, 5));
+    }
+
+    #[test]
+    fn a_mask_is_two_valued_and_takes_the_first_pixel_of_each_latent() {
+        let mask = GrayImage::new(4, 4, vec![127, 255, 128, 0, 0, 0, 0, 0, 255, 0, 0, 255, 0, 0, 0, 0]).unwrap();
+        let numbers = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(numbers(mask_to_latents(&mask, 2, 2, &Device::Cpu).unwrap()), [0.0, 1.0, 1.0, 0.0]);
+        assert_eq!(&numbers(mask_to_tensor(&mask, &Device::Cpu).unwrap())[..4], [0.0, 1.0, 1.0, 0.0]);
+        let white = RgbImage::new(4, 4, vec![255; 48]).unwrap();
+        assert_eq!(&numbers(to_masked_tensor(&white, &mask, &Device::Cpu).unwrap())[..5], [1.0, 0.0, 0.0, 1.0, 1.0]);
     }
 
     #[test]

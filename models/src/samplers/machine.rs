@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::settings::{Bound, Prediction};
-use super::{Noise, Progress, Query};
+use super::{Noise, Progress, Query, Repaint};
 use crate::Result;
 
 /// How the latents x are put together from the clean ones and noise.
@@ -126,6 +126,14 @@ pub(super) struct Walk {
     pub(super) latents: Tensor,
     pub(super) denoised: Option<Tensor>,
     pub(super) noise: Box<dyn Noise>,
+    pub(super) repainting: Option<Repainting>,
+}
+
+/// What is put back after each model call, where only a part of the picture is painted.
+pub(super) struct Repainting {
+    pub(super) repaint: Repaint,
+    /// The shares of clean latents and noise at each step's start, and all clean ones at the end.
+    pub(super) shares: Vec<(f64, f64)>,
 }
 
 impl Walk {
@@ -163,10 +171,29 @@ impl Walk {
         self.noise.normal(self.latents.dims(), self.latents.device())
     }
 
+    /// The latents between a step's two model calls.
+    ///
+    /// What is put back is at the level of the step's end, even where the second call is made half way there: diffusers
+    /// does so, and the second call's slope is the painted part's all the same.
+    pub(super) fn between(&self, latents: Tensor) -> Result<Tensor> {
+        self.put_back(latents, self.at + 1)
+    }
+
     /// Ends the current step with these latents.
-    pub(super) fn arrive(&mut self, latents: Tensor) {
-        self.latents = latents;
+    pub(super) fn arrive(&mut self, latents: Tensor) -> Result<()> {
+        self.latents = self.put_back(latents, self.at + 1)?;
+        // The estimate is for previews; what is kept shows in them, too.
+        let estimate = self.denoised.take().map(|denoised| self.put_back(denoised, self.len()));
+        self.denoised = estimate.transpose()?;
         self.at += 1;
+        Ok(())
+    }
+
+    fn put_back(&self, latents: Tensor, at: usize) -> Result<Tensor> {
+        match &self.repainting {
+            None => Ok(latents),
+            Some(Repainting { repaint, shares }) => repaint.blend(&latents, shares[at]),
+        }
     }
 }
 

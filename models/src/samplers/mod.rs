@@ -12,6 +12,7 @@ mod noise;
 mod plan;
 #[cfg(test)]
 mod properties;
+mod repaint;
 mod schedule;
 mod settings;
 mod solvers;
@@ -25,6 +26,7 @@ pub use catalogue::{ModelKind, SamplerInfo, catalogue, check, find, find_styled}
 pub use config::SchedulerConfig;
 pub use noise::{BrownianTree, Noise, NoiseSource, TorchCpu, TorchCuda};
 pub use plan::{Plan, PlanContext, StrengthRule};
+pub use repaint::Repaint;
 pub use schedule::Schedule;
 pub use spec::{SamplerError, SamplingSpec};
 

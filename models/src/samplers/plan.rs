@@ -4,11 +4,13 @@ use candle_core::Tensor;
 
 use super::catalogue::{Method, check};
 use super::levels::{self, Levels};
-use super::machine::{Reader, Space, Walk, mix};
+use super::machine::{Reader, Repainting, Space, Walk, mix};
 use super::noise::BrownianTree;
 use super::settings::{Class, Prediction, Settings, Spacing};
 use super::training::Training;
-use super::{Noise, NoiseSource, Sampler, SamplerError, SamplerInfo, SamplingSpec, Schedule, SchedulerConfig, solvers};
+use super::{
+    Noise, NoiseSource, Repaint, Sampler, SamplerError, SamplerInfo, SamplingSpec, Schedule, SchedulerConfig, solvers,
+};
 use crate::Result;
 
 /// What a schedule depends on besides the request and the scheduler file.
@@ -172,14 +174,20 @@ impl Plan {
     /// # Errors
     /// When the shapes differ.
     pub fn add_noise(&self, clean: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let (alpha, sigma) = match self.settings.class {
-            class if class.is_indexed() => {
-                let alpha = self.training.alpha(self.levels.timesteps[self.first] as usize);
+        let (alpha, sigma) = self.shares(self.first);
+        mix(&[(alpha, clean), (sigma, noise)])
+    }
+
+    /// The shares of clean latents and noise at a step's start; past the last one all is clean.
+    fn shares(&self, at: usize) -> (f64, f64) {
+        match self.levels.timesteps.get(at) {
+            None => (1.0, 0.0),
+            Some(timestep) if self.settings.class.is_indexed() => {
+                let alpha = self.training.alpha(*timestep as usize);
                 (alpha.sqrt(), (1.0 - alpha).sqrt())
             }
-            _ => self.space.shares(self.levels.sigmas[self.first]),
-        };
-        mix(&[(alpha, clean), (sigma, noise)])
+            Some(_) => self.space.shares(self.levels.sigmas[at]),
+        }
     }
 
     /// The step machine, which starts from these latents, (c, h, w), and draws from this noise.
@@ -187,6 +195,25 @@ impl Plan {
     /// # Errors
     /// When the sampler cannot be set up from the scheduler file's options.
     pub fn start(self, latents: Tensor, noise: Box<dyn Noise>) -> Result<Box<dyn Sampler>> {
+        self.walk(latents, noise, None)
+    }
+
+    /// The step machine of a picture of which only a part is painted: after each model call, what lies outside of the
+    /// mask becomes the given picture at the next call's noise level, and after the last the picture itself.
+    ///
+    /// # Errors
+    /// When the sampler cannot be set up from the scheduler file's options.
+    pub fn start_repainting(
+        self,
+        latents: Tensor,
+        noise: Box<dyn Noise>,
+        repaint: Repaint,
+    ) -> Result<Box<dyn Sampler>> {
+        let shares = (0..=self.levels.timesteps.len()).map(|at| self.shares(at)).collect();
+        self.walk(latents, noise, Some(Repainting { repaint, shares }))
+    }
+
+    fn walk(self, latents: Tensor, noise: Box<dyn Noise>, repainting: Option<Repainting>) -> Result<Box<dyn Sampler>> {
         let Self { info, settings, training, space, levels, steps, eta, noise: source, first } = self;
         let noise = match source {
             NoiseSource::Brownian => {
@@ -199,7 +226,7 @@ impl Plan {
         let reader = Reader { space, prediction: settings.prediction, bound: settings.bound };
         let Levels { timesteps, sigmas } = levels;
         let extra = timesteps.len() - steps;
-        let walk = Walk { timesteps, sigmas, first, extra, at: first, latents, denoised: None, noise };
+        let walk = Walk { timesteps, sigmas, first, extra, at: first, latents, denoised: None, noise, repainting };
         Ok(match info.method {
             Method::Ddim => Box::new(solvers::Ddim::new(walk, reader, &settings, &training, eta)),
             Method::Ddpm => Box::new(solvers::Ddpm::new(walk, reader, &settings, &training)?),

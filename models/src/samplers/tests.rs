@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
-use super::{Noise, NoiseSource, Plan, PlanContext, Sampler, SamplingSpec, SchedulerConfig, StrengthRule};
+use super::{Noise, NoiseSource, Plan, PlanContext, Repaint, Sampler, SamplingSpec, SchedulerConfig, StrengthRule};
 
 /// One trajectory of diffusers.
 #[derive(Debug, Deserialize)]
@@ -35,6 +35,9 @@ struct Golden {
     image_tokens: Option<usize>,
     #[serde(default)]
     unit_sigmas: bool,
+    /// Half of the picture is kept.
+    #[serde(default)]
+    repaint: bool,
     /// The latents are f64 on both sides.
     #[serde(default)]
     double: bool,
@@ -109,13 +112,14 @@ impl Golden {
         let context = PlanContext { image_tokens: self.image_tokens, mu: self.mu, unit_sigmas: self.unit_sigmas };
         let mut plan = Plan::new(&self.spec(), config, context).unwrap_or_else(|e| panic!("{self:?}: {e}"));
         let mut noise = NoiseSource::TorchCpu.open(self.seed);
+        let first = noise.normal(&SHAPE, &Device::Cpu).unwrap();
+        let clean = Tensor::arange(0.0_f32, 16.0, &Device::Cpu).unwrap();
+        let clean = clean.affine(0.1, -0.8).unwrap().reshape(&SHAPE).unwrap();
         let latents = match self.strength {
-            None => (noise.normal(&SHAPE, &Device::Cpu).unwrap() * plan.init_noise_sigma()).unwrap(),
+            None => (&first * plan.init_noise_sigma()).unwrap(),
             Some(strength) => {
                 plan.skip_to_strength(strength, StrengthRule::Truncate).unwrap();
-                let clean = Tensor::arange(0.0_f32, 16.0, &Device::Cpu).unwrap();
-                let clean = clean.affine(0.1, -0.8).unwrap().reshape(&SHAPE).unwrap();
-                plan.add_noise(&clean, &noise.normal(&SHAPE, &Device::Cpu).unwrap()).unwrap()
+                plan.add_noise(&clean, &first).unwrap()
             }
         };
         let size = plan.init_noise_sigma();
@@ -124,7 +128,12 @@ impl Golden {
         } else {
             (latents, noise)
         };
-        (plan.start(latents, noise).unwrap(), size)
+        if !self.repaint {
+            return (plan.start(latents, noise).unwrap(), size);
+        }
+        let mask = Tensor::new(&[[[1.0_f32, 0.0], [0.0, 1.0]]], &Device::Cpu).unwrap();
+        let [clean, first, mask] = [clean, first, mask].map(|tensor| tensor.to_dtype(latents.dtype()).unwrap());
+        (plan.start_repainting(latents, noise, Repaint { clean, noise: first, mask }).unwrap(), size)
     }
 }
 

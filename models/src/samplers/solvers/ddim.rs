@@ -54,8 +54,7 @@ impl Sampler for Ddim {
             latents = mix(&[(1.0, &latents), (deviation, &fresh)])?;
         }
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

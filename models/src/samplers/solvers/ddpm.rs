@@ -80,8 +80,7 @@ impl Sampler for Ddpm {
             latents = mix(&[(1.0, &latents), (deviation, &noise)])?;
         }
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

@@ -80,8 +80,7 @@ impl Sampler for Deis {
         terms.extend(weights.into_iter().map(|w| to_alpha * w).zip(&self.history));
         let latents = mix(&terms)?;
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

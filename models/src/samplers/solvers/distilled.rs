@@ -49,8 +49,7 @@ impl Sampler for Lcm {
             }
         };
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();
@@ -89,8 +88,7 @@ impl Sampler for Tcd {
             latents = mix(&[(ratio.sqrt(), &latents), ((1.0 - ratio).max(0.0).sqrt(), &fresh)])?;
         }
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

@@ -55,17 +55,16 @@ impl Sampler for Dpm2 {
                 latents = mix(&[(1.0, &latents), (up, &noise)])?;
             }
             self.walk.denoised = Some(clean);
-            self.walk.arrive(latents);
-            return Ok(());
+            return self.walk.arrive(latents);
         }
         let clean = self.reader.clean(&self.walk.latents, output, from)?;
         // A step that ends at 0 has its midpoint in log σ there too.
         let stepped = mix(&[(middle / from, &self.walk.latents), (1.0 - middle / from, &clean)])?;
         self.walk.denoised = Some(clean);
         if middle == 0.0 {
-            self.walk.arrive(stepped);
+            self.walk.arrive(stepped)?;
         } else {
-            self.halfway = Some(stepped);
+            self.halfway = Some(self.walk.between(stepped)?);
         }
         Ok(())
     }

@@ -139,8 +139,7 @@ impl Sampler for DpmMultistep {
             latents = mix(&[(1.0, &latents), (sigma * phi1.max(0.0).sqrt(), &noise)])?;
         }
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

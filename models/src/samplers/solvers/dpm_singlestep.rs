@@ -104,8 +104,7 @@ impl Sampler for DpmSinglestep {
         }
         let latents = mix(&terms)?;
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

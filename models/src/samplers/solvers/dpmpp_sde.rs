@@ -65,14 +65,14 @@ impl Sampler for DpmppSde {
             let clean = self.reader.clean(&halfway, output, middle)?;
             let latents = self.step(false, &clean)?;
             self.walk.denoised = Some(clean);
-            self.walk.arrive(latents);
-            return Ok(());
+            return self.walk.arrive(latents);
         }
         let clean = self.reader.clean(&self.walk.latents, output, from)?;
         if to == 0.0 {
-            self.walk.arrive(clean.clone());
+            self.walk.arrive(clean.clone())?;
         } else {
-            self.halfway = Some(self.step(true, &clean)?);
+            let stepped = self.step(true, &clean)?;
+            self.halfway = Some(self.walk.between(stepped)?);
         }
         self.walk.denoised = Some(clean);
         Ok(())

@@ -47,8 +47,7 @@ impl Sampler for Euler {
             latents = mix(&[(1.0, &latents), (up, &fresh)])?;
         }
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

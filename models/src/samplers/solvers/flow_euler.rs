@@ -37,8 +37,7 @@ impl Sampler for FlowEuler {
             mix(&[(1.0, &self.walk.latents), (to - from, output)])?
         };
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

@@ -39,17 +39,16 @@ impl Sampler for Heun {
             let half = 0.5 * (to - from);
             let latents = mix(&[(1.0, &self.walk.latents), (half, &start), (half, &end)])?;
             self.walk.denoised = Some(clean);
-            self.walk.arrive(latents);
-            return Ok(());
+            return self.walk.arrive(latents);
         }
         let clean = self.reader.clean(&self.walk.latents, output, from)?;
         let slope = mix(&[(1.0 / from, &self.walk.latents), (-1.0 / from, &clean)])?;
         let tried = mix(&[(1.0, &self.walk.latents), (to - from, &slope)])?;
         self.walk.denoised = Some(clean);
         if self.walk.at + 1 == self.walk.len() {
-            self.walk.arrive(tried);
+            self.walk.arrive(tried)?;
         } else {
-            self.tried = Some((tried, slope));
+            self.tried = Some((self.walk.between(tried)?, slope));
         }
         Ok(())
     }

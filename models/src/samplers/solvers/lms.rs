@@ -55,8 +55,7 @@ impl Sampler for Lms {
         terms.extend(weights.zip(&self.slopes));
         let latents = mix(&terms)?;
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

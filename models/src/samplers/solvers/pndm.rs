@@ -160,8 +160,7 @@ impl Sampler for Pndm {
         let latents = if self.calls < self.start_calls { self.runge_kutta(output)? } else { self.multistep(output)? };
         self.walk.denoised = Some(clean);
         self.calls += 1;
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

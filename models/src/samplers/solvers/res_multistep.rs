@@ -47,8 +47,7 @@ impl Sampler for ResMultistep {
         };
         self.last = Some(clean.clone());
         self.walk.denoised = Some(clean);
-        self.walk.arrive(latents);
-        Ok(())
+        self.walk.arrive(latents)
     }
 
     answers_from_walk!();

@@ -148,8 +148,7 @@ impl Sampler for UniPc {
         let next = step(&latents, &weights, &self.history[0], &others)?;
         self.last = Some((latents, order));
         self.walk.denoised = Some(clean);
-        self.walk.arrive(next);
-        Ok(())
+        self.walk.arrive(next)
     }
 
     answers_from_walk!();
