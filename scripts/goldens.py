@@ -29,6 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import goldens_models
+import goldens_sd3
 from goldens_pictures import PICTURES, picture_files, psnr, start_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +57,12 @@ TEXTS = [
 
 # Texts whose CLIP states are kept: empty, short, exact case, unicode, longer than any context.
 STATE_TEXTS = ["", "a photo of a cat", "café 山の上 😀, it's 4k!", "tree " * 100]
+
+# Families with a script and a folder of their own.
+FAMILIES = {"sd3": goldens_sd3}
+
+# What other scripts make.
+OTHERS = ("samplers", "true_configs", "resize")
 
 NOISE_SEEDS = [0, 1, 42, 2**31, 2**32 - 1, 2**32 + 5, 2**63 - 1, 2**64 - 1]
 # Successive draws from one generator; the sizes lie on both sides of torch's two paths and of its blocks of 16.
@@ -222,6 +229,9 @@ def generate(data, only):
     save(latents, data / "latents.safetensors")
     write_rows(texts, data / "tokens.json")
     write_json(manifest, data / "manifest.json")
+    for family, script in FAMILIES.items():
+        if not only or family in only:
+            script.generate(data / family)
 
 
 def differences(made, kept):
@@ -249,7 +259,7 @@ def check(data):
         generate(Path(temp) / "data", None)
         made = {f.relative_to(Path(temp) / "data") for f in (Path(temp) / "data").rglob("*") if f.is_file()}
         kept = {f.relative_to(data) for f in data.rglob("*") if f.is_file()}
-        kept = {f for f in kept if not f.parts[0].startswith("samplers")}  # goldens_sampler*.py make those
+        kept = {f for f in kept if not f.parts[0].startswith(OTHERS)}
         wrong = [f"{f}: not committed" for f in made - kept] + [f"{f}: no longer made" for f in kept - made]
         for file in sorted(made & kept):
             if why := differences(Path(temp) / "data" / file, data / file):
@@ -274,7 +284,7 @@ def main():
         parser.error("--only would leave the manifest incomplete; give --data too")
     if args.data.exists():
         for entry in args.data.iterdir():
-            if not entry.name.startswith("samplers"):
+            if not entry.name.startswith(OTHERS):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     generate(args.data, args.only)
 

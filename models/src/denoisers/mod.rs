@@ -6,6 +6,8 @@ mod condition;
 pub(crate) mod config;
 pub(crate) mod resample;
 pub(crate) mod resnet;
+mod sd3;
+mod sd3_config;
 #[cfg(test)]
 pub(crate) mod testing;
 mod time_embedding;
@@ -19,5 +21,7 @@ pub use adapters::{AdapterPoints, Adapters, LowRank};
 pub use condition::{AddedContext, Condition, Context};
 pub use config::{PerLevel, SampleSize};
 pub use resnet::TimeScaleShift;
+pub use sd3::{Sd3, Sd3Condition, Sd3Hooks};
+pub use sd3_config::{QkNorm, Sd3Config};
 pub use unet::{Hooks, Residuals, UNet};
 pub use unet_config::{AdditionEmbedType, DownBlockType, MidBlockType, UNetConfig, UpBlockType};

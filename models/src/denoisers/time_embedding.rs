@@ -21,7 +21,7 @@ pub(crate) struct Sinusoids {
 
 impl Sinusoids {
     /// (n, dim) in f32.
-    fn forward(&self, numbers: &[f64], like: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, numbers: &[f64], like: &Tensor) -> Result<Tensor> {
         let Self { dim, flip_sin_to_cos, freq_shift } = *self;
         Ok(timestep_embedding(numbers, dim, flip_sin_to_cos, freq_shift, MAX_PERIOD, like.device())?)
     }
@@ -31,14 +31,14 @@ impl Sinusoids {
 ///
 /// Computed in f32 whatever the network's type: the embedding has a few rows only, and every
 /// block of the network depends on it.
-struct Mlp {
+pub(crate) struct Mlp {
     linear_1: Linear,
     activation: Activation,
     linear_2: Linear,
 }
 
 impl Mlp {
-    fn new(weights: &Tensors, inputs: usize, outputs: usize, activation: Activation) -> Result<Self> {
+    pub(crate) fn new(weights: &Tensors, inputs: usize, outputs: usize, activation: Activation) -> Result<Self> {
         let weights = weights.to_dtype(DType::F32);
         Ok(Self {
             linear_1: linear(&weights.pp("linear_1"), inputs, outputs)?,
@@ -47,8 +47,8 @@ impl Mlp {
         })
     }
 
-    /// (b, inputs) to (b, outputs).
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// (b, inputs) in f32 to (b, outputs).
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(self.linear_2.forward(&self.activation.forward(&self.linear_1.forward(x)?)?)?)
     }
 }

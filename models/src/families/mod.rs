@@ -1,6 +1,7 @@
 //! Model families: each puts text encoder, denoiser, autoencoder and samplers together.
 
 mod card_file;
+mod dit_memory;
 mod guidance;
 mod latent_space;
 mod parts;
@@ -8,7 +9,9 @@ mod pixels;
 mod rows;
 mod schedulers;
 mod sd;
+mod sd3;
 mod unet_memory;
+mod unused;
 
 use std::sync::Arc;
 
@@ -48,7 +51,7 @@ struct Family {
 }
 
 /// All families. Adding one is a file here, its denoiser, and its line in this list.
-const FAMILIES: &[Family] = &[sd::FAMILY];
+const FAMILIES: &[Family] = &[sd::FAMILY, sd3::FAMILY];
 
 /// The key of `model_index.json` that says what the model is.
 #[derive(Deserialize)]

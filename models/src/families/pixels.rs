@@ -52,7 +52,6 @@ pub(super) fn mask_to_tensor(mask: &GrayImage, device: &Device) -> Result<Tensor
 
 /// A mask at the latents' size, (1, h, w) in f32, by the nearest pixel as torch's `interpolate` finds it: the first
 /// of those that one latent stands for.
-#[allow(dead_code, reason = "for the families that follow")]
 pub(super) fn mask_to_latents(mask: &GrayImage, height: usize, width: usize, device: &Device) -> Result<Tensor> {
     let (rows, columns) = (mask.height as usize, mask.width as usize);
     let pixel = |y: usize, x: usize| mask.pixels[y * rows / height * columns + x * columns / width];
@@ -65,7 +64,6 @@ pub(super) fn mask_to_latents(mask: &GrayImage, height: usize, width: usize, dev
 ///
 /// # Errors
 /// When the mask is of another size.
-#[allow(dead_code, reason = "for the families that follow")]
 pub(super) fn to_masked_tensor(image: &RgbImage, mask: &GrayImage, device: &Device) -> Result<Tensor> {
     let kept = mask_to_tensor(mask, device)?.affine(-1.0, 1.0)?;
     Ok(to_tensor(image, device)?.broadcast_mul(&kept)?)

@@ -66,13 +66,14 @@ impl Schedulers {
         }
     }
 
-    /// Refuses values in the file that `sampler`, the model's default one, cannot be set up with for that many steps.
+    /// Refuses values in the file that `sampler`, the model's default one, cannot be set up with for that many steps of a
+    /// picture of the native size.
     ///
     /// # Errors
     /// Names the file and the key.
-    pub(super) fn check(&self, sampler: &str, steps: usize) -> Result<()> {
+    pub(super) fn check(&self, sampler: &str, steps: usize, context: PlanContext) -> Result<()> {
         let spec = SamplingSpec::steps(steps).with_sampler(sampler);
-        self.plan(&spec, PlanContext::default()).map(|_| ()).map_err(|error| Error::file(SCHEDULER, error))
+        self.plan(&spec, context).map(|_| ()).map_err(|error| Error::file(SCHEDULER, error))
     }
 
     /// The plan of a request; one that names no sampler gets the model's own.

@@ -71,7 +71,7 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     card.parameters = text_part.parameters + unet_part.parameters + vae_part.parameters;
     placement.dtype.as_str().clone_into(&mut card.dtype);
     card_file::apply(repository, &mut card)?;
-    schedulers.check(&card.sampler, card.steps)?;
+    schedulers.check(&card.sampler, card.steps, PlanContext::default())?;
 
     let turns = Turns::new(&[&text_part, &unet_part, &vae_part], placement.memory);
     let latents = LatentSpace::new(repository, vae_config, vae_part, &turns, placement);

@@ -94,7 +94,7 @@ pub enum ClipActivation {
 /// What the encoder knows of a batch of prompts.
 #[derive(Debug, Clone)]
 pub struct ClipOutput {
-    /// The states of the asked layer after the final normalisation, (b, l, hidden_size).
+    /// The states of the asked layer, (b, l, hidden_size), after the final normalisation where it is asked for.
     pub states: Tensor,
     /// The last layer's normalised state at the end mark, projected where there is a projection:
     /// (b, hidden_size) or (b, projection_dim).
@@ -149,6 +149,16 @@ impl ClipText {
     /// # Errors
     /// When the sequence is longer than the encoder's positions, or more layers are skipped than there are.
     pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>, skip: usize) -> Result<ClipOutput> {
+        let ClipOutput { states, pooled } = self.forward_unnormed(ids, mask, skip)?;
+        Ok(ClipOutput { states: self.norm.forward(&states)?, pooled })
+    }
+
+    /// [`Self::forward`] without the states' final normalisation, as SDXL and SD3 take them. The pooled state is
+    /// normalised all the same.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_unnormed(&self, ids: &Tensor, mask: Option<&Tensor>, skip: usize) -> Result<ClipOutput> {
         let (rows, length) = ids.dims2()?;
         if skip > self.layers.len() {
             let layers = self.layers.len();
@@ -162,19 +172,14 @@ impl ClipText {
         let mask = self.attention_mask(length, mask)?;
         // State 0 is the embeddings, state i what layer i gave.
         let wanted = self.layers.len() - skip;
-        let mut states = (wanted == 0).then(|| hidden.clone());
+        let mut states = hidden.clone();
         for (at, layer) in self.layers.iter().enumerate() {
             hidden = layer.forward(&hidden, &mask)?;
             if at + 1 == wanted {
-                states = Some(hidden.clone());
+                states = hidden.clone();
             }
         }
-        let last = self.norm.forward(&hidden)?;
-        let states = match states {
-            Some(states) if skip > 0 => self.norm.forward(&states)?,
-            _ => last.clone(),
-        };
-        Ok(ClipOutput { states, pooled: self.pool(ids, &last)? })
+        Ok(ClipOutput { states, pooled: self.pool(ids, &self.norm.forward(&hidden)?)? })
     }
 
     /// The additive mask: (1, 1, l, l), or (b, 1, l, l) where tokens of a row are hidden.

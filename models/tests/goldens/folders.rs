@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::common::{Faults, data};
 
 /// Copies a folder and everything in it.
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -34,7 +34,7 @@ fn error(model: &str, spoil: impl FnOnce(&Path)) -> Option<String> {
 }
 
 /// Sets a key of a JSON file, or removes it.
-fn set(folder: &Path, file: &str, key: &str, value: Option<Value>) {
+pub(crate) fn set(folder: &Path, file: &str, key: &str, value: Option<Value>) {
     let path = folder.join(file);
     let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let object = json.as_object_mut().unwrap();

@@ -4,6 +4,8 @@
 //! One program for all subjects, because linking candle six times would take longer than the tests.
 
 #[cfg(test)]
+mod cases;
+#[cfg(test)]
 mod common;
 #[cfg(test)]
 mod folders;
@@ -11,6 +13,9 @@ mod folders;
 mod noise;
 #[cfg(test)]
 mod pictures;
+#[cfg(test)]
+mod sd3;
+#[cfg(test)]
 #[cfg(test)]
 mod text;
 #[cfg(test)]

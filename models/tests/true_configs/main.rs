@@ -22,8 +22,8 @@ mod tests {
     use easel_kernels::with_plain_forms;
     use easel_models::Result;
     use easel_models::autoencoders::{AutoencoderKl, AutoencoderKlConfig};
-    use easel_models::denoisers::{UNet, UNetConfig};
-    use easel_models::text::{ClipText, ClipTextConfig};
+    use easel_models::denoisers::{Sd3, Sd3Config, UNet, UNetConfig};
+    use easel_models::text::{ClipText, ClipTextConfig, T5Config, T5Encoder};
     use easel_models::weights::Tensors;
 
     use crate::listing::{Listing, read};
@@ -43,6 +43,8 @@ mod tests {
         Network { class: "AutoencoderKL", build: kl, unused: &[] },
         Network { class: "CLIPTextModel", build: clip, unused: &[] },
         Network { class: "CLIPTextModelWithProjection", build: clip, unused: &[] },
+        Network { class: "SD3Transformer2DModel", build: sd3, unused: &[] },
+        Network { class: "T5EncoderModel", build: t5, unused: &[] },
     ];
 
     fn unet(json: &str, weights: &Tensors) -> Result<()> {
@@ -57,6 +59,16 @@ mod tests {
         let config: ClipTextConfig = serde_json::from_str(json).unwrap();
         config.check("config.json")?;
         ClipText::new(&config, weights).map(drop)
+    }
+
+    fn sd3(json: &str, weights: &Tensors) -> Result<()> {
+        Sd3::new(&Sd3Config::from_json("config.json", json)?, weights).map(drop)
+    }
+
+    fn t5(json: &str, weights: &Tensors) -> Result<()> {
+        let config: T5Config = serde_json::from_str(json).unwrap();
+        config.check("config.json")?;
+        T5Encoder::new(&config, weights).map(drop)
     }
 
     /// The configurations, in alphabetical order.
