@@ -73,7 +73,7 @@ impl Default for ServerConfig {
 pub struct ModelsConfig {
     /// The model of requests that name none.
     pub default: Option<String>,
-    /// Name to source: a folder in the diffusers layout.
+    /// Name to source: a folder in the diffusers layout or a .safetensors file.
     pub sources: BTreeMap<String, String>,
     /// Further names of models.
     pub aliases: BTreeMap<String, String>,

@@ -1,6 +1,6 @@
 //! What the commands share: the flags that name configuration, opening models, and failing politely.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -87,7 +87,9 @@ pub(super) fn named_source(text: &str) -> Result<(String, String), String> {
         }
     };
     if name.is_empty() || source.is_empty() {
-        return Err("expected NAME=SOURCE, where SOURCE is a folder in the diffusers layout".into());
+        return Err(
+            "expected NAME=SOURCE, where SOURCE is a folder in the diffusers layout or a .safetensors file".into()
+        );
     }
     Ok((name, source))
 }
@@ -96,7 +98,11 @@ pub(super) fn named_source(text: &str) -> Result<(String, String), String> {
 pub(super) fn repository(name: &str, source: Option<&str>) -> Result<Repository, CliError> {
     match source {
         None => Ok(Repository::builtin()),
-        Some(folder) => Repository::folder(folder).map_err(|source| CliError::Model { name: name.into(), source }),
+        Some(source) => {
+            let opened =
+                if Path::new(source).is_file() { Repository::open_file(source) } else { Repository::folder(source) };
+            opened.map_err(|source| CliError::Model { name: name.into(), source })
+        }
     }
 }
 

@@ -23,7 +23,8 @@ enum Command {
     },
     /// What is in a model (family, parts, sizes, defaults), and whether it can be opened.
     Inspect {
-        /// A configured model's name, a folder in the diffusers layout, or `easel-mini`, the model inside the binary.
+        /// A configured model's name, a folder in the diffusers layout, a .safetensors file, or `easel-mini`, the model
+        /// inside the binary.
         source: String,
         #[command(flatten)]
         flags: ModelFlags,
@@ -64,8 +65,7 @@ fn inspect(source: &str, flags: &ModelFlags) -> Result<(), CliError> {
         let (stored, mib) = (part.stored.join(", "), part.bytes >> 20);
         println!("{:<18} {:>14} {stored:<12} {mib:>6} MiB  {files}", part.name, part.parameters);
     }
-    // Reading the weights is the only check that every part is whole and fits the others.
-    model.load(&|_| {}).map_err(failed)?;
+    families::check(&repository).map_err(failed)?;
     let card = model.card();
     let sizes = match &card.sizes {
         Sizes::Any { multiple, min, max } => format!("sides of {min} to {max} pixels, multiples of {multiple}"),

@@ -2,8 +2,10 @@
 
 mod builtin;
 mod layers;
+mod layouts;
 mod repository;
 mod safetensors;
+mod single_file;
 mod tensors;
 
 pub use builtin::BUILTIN_MODEL;

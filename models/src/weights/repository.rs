@@ -19,9 +19,10 @@ use crate::{Error, Part, Result};
 pub const MODEL_INDEX: &str = "model_index.json";
 
 /// The bytes of one file: mapped from the disk, part of the program, or made up for a model that has none.
+#[derive(Clone)]
 pub enum Bytes {
     /// A file on the disk. It is mapped, so that weights larger than the memory left can be read tensor by tensor.
-    Mapped(Mapped),
+    Mapped(Arc<Mapped>),
     /// A file inside the program.
     Static(&'static [u8]),
     /// A file that was made up.
@@ -79,7 +80,7 @@ impl Repository {
     /// The model in a folder on the disk.
     ///
     /// # Errors
-    /// When the path is no folder, or the folder no model; a single file is refused with what to do instead.
+    /// When the path is no folder, or the folder no model.
     pub fn folder(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let shown = path.display();
@@ -93,7 +94,7 @@ impl Repository {
                 format_args!("{found}; a folder in the diffusers layout is expected, with a {MODEL_INDEX} inside"),
             ));
         }
-        let repository = Self::new(Folder { root: path.to_owned() });
+        let repository = Self::new(Folder::new(path));
         if repository.try_bytes(MODEL_INDEX)?.is_none() {
             return Err(Error::file(
                 shown.to_string(),
@@ -219,8 +220,15 @@ fn stays_inside(name: &str) -> bool {
 }
 
 /// A folder on the disk.
-struct Folder {
+pub(super) struct Folder {
     root: PathBuf,
+}
+
+impl Folder {
+    /// The folder at this path, which need not be there.
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
 }
 
 impl Files for Folder {
@@ -230,7 +238,7 @@ impl Files for Folder {
             return Err(Error::file(name, "is a folder; a file is expected"));
         }
         match Mapped::open(&path) {
-            Ok(mapped) => Ok(Some(Bytes::Mapped(mapped))),
+            Ok(mapped) => Ok(Some(Bytes::Mapped(Arc::new(mapped)))),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(Error::file(name, error)),
         }

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use easel_kernels::Mapped;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
@@ -71,6 +73,12 @@ pub(super) fn open(repository: &Repository, part: &str) -> Result<SafetensorsSou
         part,
         format_args!("has no weights; one of these is expected: {}", [SINGLE, INDEX].concat().join(", ")),
     ))
+}
+
+/// Opens a file of weights anywhere on the disk; `name` is what errors call it.
+pub(super) fn open_file(path: &Path, name: String) -> Result<SafetensorsSource> {
+    let mapped = Mapped::open(path).map_err(|error| Error::file(path.display().to_string(), error))?;
+    SafetensorsSource::single(name, Bytes::Mapped(Arc::new(mapped)))
 }
 
 /// One file, its header read and checked.

@@ -10,6 +10,8 @@
 
 #[cfg(test)]
 mod listing;
+#[cfg(test)]
+mod single_files;
 
 #[cfg(test)]
 mod tests {
@@ -29,10 +31,10 @@ mod tests {
     use crate::listing::{Listing, read};
 
     /// A network of a class of the reference.
-    struct Network {
+    pub(crate) struct Network {
         class: &'static str,
         /// Builds it from its configuration.
-        build: fn(&str, &Tensors) -> Result<()>,
+        pub(crate) build: fn(&str, &Tensors) -> Result<()>,
         /// Ends of keys that the reference has and easel does not read, and why.
         unused: &'static [(&'static str, &'static str)],
     }
@@ -83,13 +85,19 @@ mod tests {
         files
     }
 
+    /// The network of a configuration; its class where there is none.
+    pub(crate) fn network(json: &str) -> std::result::Result<&'static Network, String> {
+        let config: serde_json::Value = serde_json::from_str(json).unwrap();
+        let class = config["_class_name"].as_str().or(config["architectures"][0].as_str()).unwrap();
+        NETWORKS.iter().find(|network| network.class == class).ok_or_else(|| class.to_owned())
+    }
+
     /// What is wrong with the network of this configuration.
     fn fault(file: &Path) -> Option<String> {
         let json = fs::read_to_string(file).unwrap();
-        let config: serde_json::Value = serde_json::from_str(&json).unwrap();
-        let class = config["_class_name"].as_str().or(config["architectures"][0].as_str()).unwrap();
-        let Some(network) = NETWORKS.iter().find(|network| network.class == class) else {
-            return Some(format!("{class} is not in NETWORKS"));
+        let network = match network(&json) {
+            Ok(network) => network,
+            Err(class) => return Some(format!("{class} is not in NETWORKS")),
         };
         let listing = Arc::new(Listing::new(read(&file.with_extension("keys"))));
         let weights = Tensors::new(listing.clone(), DType::F32, &Device::Cpu);
