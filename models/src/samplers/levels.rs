@@ -25,18 +25,32 @@ pub(super) fn indexed(settings: &Settings, training: &Training, spec: &SamplingS
     let train = settings.train_steps;
     let timesteps = match (&spec.timesteps, settings.class) {
         (Some(timesteps), _) => timesteps.clone(),
-        (None, Class::Lcm | Class::Tcd) => distilled(settings, spec.steps)?,
+        (None, Class::Lcm | Class::Tcd) => return distilled(settings, training, spec.steps, 1.0),
         (None, _) => schedule::spread(settings.spacing, train, spec.steps, settings.offset, true),
     };
-    let timesteps = if settings.class == Class::Pndm { pndm_calls(settings, &timesteps)? } else { timesteps };
-    within(&timesteps, settings, spec.steps)?;
+    at(
+        settings,
+        training,
+        if settings.class == Class::Pndm { pndm_calls(settings, &timesteps)? } else { timesteps },
+        spec.steps,
+    )
+}
+
+/// The levels at whole timesteps.
+fn at(settings: &Settings, training: &Training, timesteps: Vec<f64>, n: usize) -> Result<Levels, SamplerError> {
+    within(&timesteps, settings, n)?;
     let mut sigmas: Vec<f64> = timesteps.iter().map(|t| training.sigma(*t)).collect();
     sigmas.push(0.0);
     Ok(Levels { timesteps, sigmas })
 }
 
-/// Every so many of the timesteps that a distilled model was trained at.
-fn distilled(settings: &Settings, n: usize) -> Result<Vec<f64>, SamplerError> {
+/// Every so many of the timesteps that a distilled model was trained at, from the share `strength` of them on.
+pub(super) fn distilled(
+    settings: &Settings,
+    training: &Training,
+    n: usize,
+    strength: f64,
+) -> Result<Levels, SamplerError> {
     let (train, original) = (settings.train_steps, settings.original_steps);
     if n > original || original > train {
         return Err(SamplerError::new(
@@ -44,9 +58,20 @@ fn distilled(settings: &Settings, n: usize) -> Result<Vec<f64>, SamplerError> {
             format!("steps {n} is not in 1..={original}, the model's original_inference_steps"),
         ));
     }
+    let left = (original as f64 * strength) as usize;
+    if n > left {
+        return Err(SamplerError::new(
+            "strength",
+            format!(
+                "strength {strength} leaves {left} of the model's {original} original_inference_steps, fewer than steps {n}; \
+                 {} leaves enough",
+                n as f64 / original as f64
+            ),
+        ));
+    }
     let stride = train / original;
-    let place = |i: usize| (original as f64 / n as f64 * i as f64).floor() as usize;
-    Ok((0..n).map(|i| ((original - place(i)) * stride) as f64 - 1.0).collect())
+    let place = |i: usize| (left as f64 / n as f64 * i as f64).floor() as usize;
+    at(settings, training, (0..n).map(|i| ((left - place(i)) * stride) as f64 - 1.0).collect(), n)
 }
 
 /// For the samplers in sigma (Euler and its kin).

@@ -17,6 +17,7 @@ mod schedule;
 mod settings;
 mod solvers;
 mod spec;
+mod stage;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -74,7 +75,7 @@ pub trait Sampler: Send {
     /// Steps done, out of how many.
     fn progress(&self) -> Progress;
 
-    /// The current latents, (c, h, w).
+    /// The current latents, (c, h, w): those that the next model call looks at.
     fn latents(&self) -> &Tensor;
 
     /// The last estimate of the clean latents, once there is one.

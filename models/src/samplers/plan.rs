@@ -7,6 +7,7 @@ use super::levels::{self, Levels};
 use super::machine::{Reader, Repainting, Space, Walk, mix};
 use super::noise::BrownianTree;
 use super::settings::{Class, Prediction, Settings, Spacing};
+use super::stage::Until;
 use super::training::Training;
 use super::{
     Noise, NoiseSource, Repaint, Sampler, SamplerError, SamplerInfo, SamplingSpec, Schedule, SchedulerConfig, solvers,
@@ -32,21 +33,26 @@ pub enum StrengthRule {
     Truncate,
     /// int(n - n · strength): SD3 and FLUX.
     Fraction,
+    /// All n steps, spread over what the strength leaves of the schedule that the model was distilled to: latent
+    /// consistency models. Other samplers than their own have no such schedule and truncate.
+    Spread,
 }
 
 /// One request's schedule and solver.
 #[derive(Debug, Clone)]
 pub struct Plan {
     info: &'static SamplerInfo,
-    settings: Settings,
+    pub(super) settings: Settings,
     training: Training,
     space: Space,
     levels: Levels,
     /// Denoising steps as the request counts them.
     steps: usize,
     eta: f64,
-    noise: NoiseSource,
-    first: usize,
+    pub(super) noise: NoiseSource,
+    pub(super) first: usize,
+    /// The timestep below which another model goes on.
+    pub(super) end: Option<f64>,
 }
 
 impl Plan {
@@ -104,7 +110,7 @@ impl Plan {
             NoiseSource::TorchCpu
         });
         let eta = spec.eta.unwrap_or(info.method.default_eta());
-        Ok(Self { info, settings, training, space, levels, steps: spec.steps, eta, noise, first: 0 })
+        Ok(Self { info, settings, training, space, levels, steps: spec.steps, eta, noise, first: 0, end: None })
     }
 
     /// The sampler in use.
@@ -156,7 +162,11 @@ impl Plan {
         let n = self.steps;
         let kept = (n as f64 * strength).min(n as f64);
         let first = match rule {
-            StrengthRule::Truncate => n - kept as usize,
+            StrengthRule::Spread if self.is_distilled() => {
+                self.levels = levels::distilled(&self.settings, &self.training, n, strength)?;
+                return Ok(());
+            }
+            StrengthRule::Truncate | StrengthRule::Spread => n - kept as usize,
             StrengthRule::Fraction => (n as f64 - kept) as usize,
         };
         if first >= n {
@@ -167,6 +177,12 @@ impl Plan {
         }
         self.first = first;
         Ok(())
+    }
+
+    /// Whether the timesteps are those that a consistency model was distilled to, and not a request's own.
+    fn is_distilled(&self) -> bool {
+        let whole = levels::distilled(&self.settings, &self.training, self.steps, 1.0);
+        self.settings.class == Class::Lcm && whole.is_ok_and(|whole| whole == self.levels)
     }
 
     /// The latents that the first step starts from when `clean` is noised to its level.
@@ -214,7 +230,7 @@ impl Plan {
     }
 
     fn walk(self, latents: Tensor, noise: Box<dyn Noise>, repainting: Option<Repainting>) -> Result<Box<dyn Sampler>> {
-        let Self { info, settings, training, space, levels, steps, eta, noise: source, first } = self;
+        let Self { info, settings, training, space, levels, steps, eta, noise: source, first, end } = self;
         let noise = match source {
             NoiseSource::Brownian => {
                 let positive = levels.sigmas.iter().copied().filter(|s| *s > 0.0);
@@ -227,7 +243,12 @@ impl Plan {
         let Levels { timesteps, sigmas } = levels;
         let extra = timesteps.len() - steps;
         let walk = Walk { timesteps, sigmas, first, extra, at: first, latents, denoised: None, noise, repainting };
-        Ok(match info.method {
+        // Steps that begin above the end, those of several calls counted once.
+        let until = |end: f64| {
+            walk.timesteps[first..].iter().filter(|timestep| **timestep >= end).count().saturating_sub(extra)
+        };
+        let end = end.map(|end| (end, until(end)));
+        let sampler: Box<dyn Sampler> = match info.method {
             Method::Ddim => Box::new(solvers::Ddim::new(walk, reader, &settings, &training, eta)),
             Method::Ddpm => Box::new(solvers::Ddpm::new(walk, reader, &settings, &training)?),
             Method::Pndm => Box::new(solvers::Pndm::new(walk, reader, &settings, training)),
@@ -245,6 +266,10 @@ impl Plan {
             Method::Tcd => Box::new(solvers::Tcd::new(walk, reader, training, eta)),
             Method::ResMultistep => Box::new(solvers::ResMultistep::new(walk, reader)),
             Method::FlowEuler => Box::new(solvers::FlowEuler::new(walk, reader, settings.stochastic)),
+        };
+        Ok(match end {
+            Some((end, steps)) => Box::new(Until::new(sampler, end, steps)),
+            None => sampler,
         })
     }
 }

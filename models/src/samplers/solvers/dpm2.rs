@@ -69,5 +69,5 @@ impl Sampler for Dpm2 {
         Ok(())
     }
 
-    answers_from_walk!();
+    answers_from_walk!(|machine| machine.halfway.as_ref());
 }

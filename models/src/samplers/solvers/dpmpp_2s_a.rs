@@ -67,5 +67,5 @@ impl Sampler for Dpmpp2sAncestral {
         Ok(())
     }
 
-    answers_from_walk!();
+    answers_from_walk!(|machine| machine.halfway.as_ref());
 }

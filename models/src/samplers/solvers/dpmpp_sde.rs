@@ -78,5 +78,5 @@ impl Sampler for DpmppSde {
         Ok(())
     }
 
-    answers_from_walk!();
+    answers_from_walk!(|machine| machine.halfway.as_ref());
 }

@@ -53,5 +53,5 @@ impl Sampler for Heun {
         Ok(())
     }
 
-    answers_from_walk!();
+    answers_from_walk!(|machine| machine.tried.as_ref().map(|(tried, _)| tried));
 }

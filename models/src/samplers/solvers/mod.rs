@@ -34,15 +34,20 @@ pub(super) use pndm::{Pndm, calls as pndm_calls};
 pub(super) use res_multistep::ResMultistep;
 pub(super) use unipc::UniPc;
 
-/// The four answers that every machine gives from its walk alone.
+/// The answers that every machine gives from its walk, and from what it holds between the two calls of a step.
 macro_rules! answers_from_walk {
     () => {
+        answers_from_walk!(|_machine| None);
+    };
+    (|$machine:ident| $between:expr) => {
         fn progress(&self) -> $crate::samplers::Progress {
             self.walk.progress()
         }
 
         fn latents(&self) -> &candle_core::Tensor {
-            &self.walk.latents
+            let $machine = self;
+            let between: Option<&candle_core::Tensor> = $between;
+            between.unwrap_or(&self.walk.latents)
         }
 
         fn denoised(&self) -> Option<&candle_core::Tensor> {
