@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 import goldens_models
 import goldens_sd3
+import goldens_sdxl
 from goldens_pictures import PICTURES, picture_files, psnr, start_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +60,7 @@ TEXTS = [
 STATE_TEXTS = ["", "a photo of a cat", "café 山の上 😀, it's 4k!", "tree " * 100]
 
 # Families with a script and a folder of their own.
-FAMILIES = {"sd3": goldens_sd3}
+FAMILIES = {"sd3": goldens_sd3, "sdxl": goldens_sdxl}
 
 # What other scripts make.
 OTHERS = ("samplers", "true_configs", "resize")

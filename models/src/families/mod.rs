@@ -1,6 +1,7 @@
 //! Model families: each puts text encoder, denoiser, autoencoder and samplers together.
 
 mod card_file;
+mod clip;
 mod dit_memory;
 mod guidance;
 mod latent_space;
@@ -10,7 +11,10 @@ mod rows;
 mod schedulers;
 mod sd;
 mod sd3;
+mod sdxl;
+mod unet_files;
 mod unet_memory;
+mod unet_model;
 mod unused;
 
 use std::sync::Arc;
@@ -51,7 +55,7 @@ struct Family {
 }
 
 /// All families. Adding one is a file here, its denoiser, and its line in this list.
-const FAMILIES: &[Family] = &[sd::FAMILY, sd3::FAMILY];
+const FAMILIES: &[Family] = &[sd::FAMILY, sdxl::FAMILY, sd3::FAMILY];
 
 /// The key of `model_index.json` that says what the model is.
 #[derive(Deserialize)]

@@ -10,9 +10,18 @@ const SCHEDULER: &str = "scheduler/scheduler_config.json";
 /// The sampler for models whose own is not available.
 const OTHERWISE: &str = "ddim";
 
+/// Which of diffusers' pipelines corrects the file, by the class that the model was published as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Corrections {
+    /// A `steps_offset` of 1 and no `clip_sample`.
+    StableDiffusion,
+    /// A `steps_offset` of 1 and PNDM's start without Runge-Kutta steps.
+    Inpainting,
+}
+
 /// The scheduler file twice, because diffusers' Stable Diffusion pipelines correct two keys of it.
 ///
-/// Whatever the file says, their own scheduler has a `steps_offset` of 1 and no `clip_sample`. A sampler that is chosen
+/// Whatever the file says, their own scheduler has a `steps_offset` of 1 and what else [`Corrections`] names. A sampler that is chosen
 /// instead, by `Class.from_config(pipe.scheduler.config)`, sees the correction only of the keys that stand in the
 /// file: `from_config` drops what the pipeline's scheduler had by default, corrected or not.
 pub(super) struct Schedulers {
@@ -34,12 +43,23 @@ impl Schedulers {
     ///
     /// # Errors
     /// Names the file and the key when it cannot be read.
-    pub(super) fn read_corrected(repository: &Repository) -> Result<Self> {
+    pub(super) fn read_corrected(repository: &Repository, corrections: Corrections) -> Result<Self> {
         let Self { own: file, .. } = Self::read(repository)?;
-        let (steps_offset, clip_sample) = (file.steps_offset.map(|_| 1), file.clip_sample.map(|_| false));
-        let chosen = SchedulerConfig { steps_offset, clip_sample, ..file };
-        let own = SchedulerConfig { steps_offset: Some(1), clip_sample: Some(false), ..chosen.clone() };
-        Ok(Self { own, chosen })
+        let steps_offset = file.steps_offset.map(|_| 1);
+        let (chosen, own) = match corrections {
+            Corrections::StableDiffusion => {
+                let chosen = SchedulerConfig { steps_offset, clip_sample: file.clip_sample.map(|_| false), ..file };
+                let own = SchedulerConfig { clip_sample: Some(false), ..chosen.clone() };
+                (chosen, own)
+            }
+            Corrections::Inpainting => {
+                let chosen =
+                    SchedulerConfig { steps_offset, skip_prk_steps: file.skip_prk_steps.map(|_| true), ..file };
+                let own = SchedulerConfig { skip_prk_steps: Some(true), ..chosen.clone() };
+                (chosen, own)
+            }
+        };
+        Ok(Self { own: SchedulerConfig { steps_offset: Some(1), ..own }, chosen })
     }
 
     /// The file as the model's own scheduler reads it.
@@ -99,7 +119,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("scheduler")).unwrap();
         let json = format!(r#"{{"_class_name": "DDIMScheduler", "timestep_spacing": "leading"{keys}}}"#);
         std::fs::write(dir.path().join(SCHEDULER), json).unwrap();
-        let schedulers = Schedulers::read_corrected(&Repository::folder(dir.path()).unwrap()).unwrap();
+        let schedulers =
+            Schedulers::read_corrected(&Repository::folder(dir.path()).unwrap(), Corrections::StableDiffusion).unwrap();
         schedulers
             .plan(&SamplingSpec::steps(2).with_sampler(sampler), PlanContext::default())
             .unwrap()

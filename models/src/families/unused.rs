@@ -11,6 +11,7 @@ pub(super) struct Uses {
     pub(super) references: bool,
     pub(super) guidance_rescale: bool,
     pub(super) true_guidance: bool,
+    pub(super) stage: bool,
 }
 
 impl Uses {
@@ -29,7 +30,11 @@ impl Uses {
                 "does not rescale its guidance",
             ),
             ("true_guidance", spec.true_guidance > 1.0 && !self.true_guidance, "has no guidance beside guidance"),
-            ("stage", !matches!(spec.stage, Stage::Whole), "denoises pictures alone, without a second model"),
+            (
+                "stage",
+                !matches!(spec.stage, Stage::Whole) && !self.stage,
+                "denoises pictures alone, without a second model",
+            ),
         ];
         match asked.into_iter().find(|(_, wrong, _)| *wrong) {
             Some((param, _, message)) => Err(Error::Request { param, message: format!("this model {message}") }),

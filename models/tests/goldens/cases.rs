@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use easel_models::families::{Placement, open};
 use easel_models::samplers::SamplingSpec;
 use easel_models::weights::Repository;
-use easel_models::{GrayImage, InitImage, Pipeline, Prompt, RenderSpec, RgbImage, Trajectory};
+use easel_models::{GrayImage, InitImage, Pipeline, Prompt, RenderSpec, RgbImage, Stage, Trajectory};
 use serde::Deserialize;
 
 use crate::common::{Faults, relative_error};
@@ -44,6 +44,15 @@ pub(crate) struct Case {
     schedule: Option<String>,
     #[serde(default)]
     clip_skip: usize,
+    #[serde(default)]
+    eta: Option<f64>,
+    #[serde(default)]
+    guidance_rescale: f64,
+    /// The model `base` denoises up to this share of the schedule.
+    #[serde(default)]
+    until: Option<f64>,
+    #[serde(default)]
+    base: Option<String>,
 }
 
 /// A family's folder.
@@ -66,8 +75,21 @@ impl Cases {
         open(&Repository::folder(self.folder.join(model)).unwrap(), &placement, model).unwrap()
     }
 
-    /// The row that makes a picture.
+    /// The row that makes a picture; where two models share it, the second one's.
     pub(crate) fn begin(&self, case: &Case, pipeline: &dyn Pipeline) -> Trajectory {
+        let Some((base, until)) = case.base.as_ref().zip(case.until) else {
+            return self.begin_stage(case, pipeline, Stage::Whole);
+        };
+        let base = self.pipeline(base, DType::F32);
+        let mut first = self.begin_stage(case, base.as_ref(), Stage::First { until });
+        while !first.done() {
+            base.denoise(&mut [&mut first]).unwrap();
+        }
+        assert!(first.query().unwrap().is_none());
+        self.begin_stage(case, pipeline, Stage::Second { from: until, latents: first.latents().clone() })
+    }
+
+    fn begin_stage(&self, case: &Case, pipeline: &dyn Pipeline, stage: Stage) -> Trajectory {
         let start = |(width, height): (u32, u32)| {
             let (width, height, pixels) = self.png(&format!("start-{width}x{height}.png"), png::ColorType::Rgb);
             RgbImage::new(width, height, pixels).unwrap()
@@ -81,10 +103,13 @@ impl Cases {
         let sampling = SamplingSpec {
             sampler: case.sampler.clone(),
             schedule: case.schedule.clone(),
+            eta: case.eta,
             ..SamplingSpec::steps(case.steps)
         };
         let spec = RenderSpec {
             guidance: case.guidance,
+            guidance_rescale: case.guidance_rescale,
+            stage,
             true_guidance: case.true_guidance.filter(|_| case.negative.is_some()).unwrap_or(1.0),
             init: case.strength.map(|strength| InitImage { image: start(size), strength }),
             mask,

@@ -16,6 +16,7 @@ mod pictures;
 #[cfg(test)]
 mod sd3;
 #[cfg(test)]
+mod sdxl;
 #[cfg(test)]
 mod text;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use super::*;
 use crate::families;
 use crate::samplers::SamplingSpec;
 use crate::weights::BUILTIN_MODEL;
+use crate::{Fit, InitImage, Size};
 
 const CPU: Placement = Placement::CPU;
 
@@ -213,7 +214,8 @@ fn parts_that_do_not_fit_each_other_are_told_by_file_and_key() {
             5,
             "unet/config.json: in_channels is 5, but vae/config.json has latent_chann",
         ),
-        ("unet/config.json", "in_channels", 9, "unet/config.json: in_channels is 9: this is an inpainting UNet"),
+        // An inpainting UNet's, but its first convolution has weights for 4.
+        ("unet/config.json", "in_channels", 9, "unet/diffusion_pytorch_model.safetensors: conv_in.weight has shape"),
         ("unet/config.json", "out_channels", 8, "unet/config.json: out_channels is 8, but vae/config.json"),
         ("text_encoder/config.json", "vocab_size", 1000, "tokenizer/vocab.json: has ids up to 1850, but text_encoder"),
         ("text_encoder/config.json", "num_attention_heads", 3, "text_encoder/config.json: hidden_size 128 cannot be"),
