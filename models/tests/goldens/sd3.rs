@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use easel_models::families::{Placement, open};
+use easel_models::families::{Placement, check, open};
 use easel_models::samplers::SamplingSpec;
 use easel_models::text::{T5Config, T5Encoder, T5Tokenizer};
 use easel_models::weights::Repository;
@@ -42,6 +42,24 @@ fn stable_diffusion_3_in_half_precision_draws_the_same_pictures() {
     for dtype in [DType::BF16, DType::F16] {
         cases().narrow("sd3", dtype, 28.0);
         cases().narrow("sd35", dtype, 28.0);
+    }
+}
+
+#[test]
+fn parts_that_are_placed_in_turn_draw_the_same_pictures() {
+    let cases = cases();
+    let placement = Placement { memory: Some(1), ..Placement::CPU };
+    let turns = open(&repository("sd3"), &placement, "sd3").unwrap();
+    let together = cases.pipeline("sd3", DType::F32);
+    assert!(turns.weight_bytes() < together.weight_bytes() / 2);
+    let inpainting = cases.cases.iter().find(|case| case.file == "sd3-15.png").unwrap();
+    assert_eq!(cases.picture(inpainting, turns.as_ref()).0, cases.picture(inpainting, together.as_ref()).0);
+}
+
+#[test]
+fn every_part_is_checked_without_its_weights() {
+    for model in ["sd3", "sd35", "large", "inpaint"] {
+        check(&repository(model)).unwrap();
     }
 }
 
