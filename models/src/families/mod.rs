@@ -15,6 +15,7 @@ mod sdxl;
 mod unet_files;
 mod unet_memory;
 mod unet_model;
+#[allow(dead_code, reason = "families whose text encoder is not CLIP ask for all of it")]
 mod unused;
 
 use std::sync::Arc;
