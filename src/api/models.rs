@@ -13,7 +13,6 @@ use super::doc::Doc;
 use super::errors::{ApiError, Code};
 use super::routes::{Access, Routes};
 use crate::config::Role;
-use crate::engine::{LoadingStatus, ModelStatus, Peaks};
 
 pub(crate) fn routes() -> Routes {
     Routes::new(dialects::openai_shape)
@@ -57,20 +56,8 @@ pub(crate) struct ModelReply {
     default: bool,
     /// Further names of it.
     aliases: Vec<String>,
-    /// `unloaded` (the first request has it loaded), `loading`, `ready`, `unloading`, or `failed`.
+    /// `loaded`
     state: &'static str,
-    /// Why it could not be loaded, of a model that failed; a later request has it tried again.
-    error: Option<String>,
-    /// How far it is loaded, while it is: `done` and `total` in bytes, and whether it is `fetching` them over the network.
-    #[schema(value_type = Option<Object>)]
-    loading: Option<LoadingStatus>,
-    /// Bytes that its weights take in memory.
-    weight_bytes: u64,
-    /// Whether it is never unloaded.
-    pinned: bool,
-    /// The most bytes that it took so far, its weights included: `predicted` from the shapes, and `seen`.
-    #[schema(value_type = Object)]
-    peaks: Peaks,
     family: String,
     /// One sentence for people; may be empty.
     description: String,
@@ -149,11 +136,8 @@ pub(crate) struct SamplerList {
     data: &'static [SamplerInfo],
 }
 
-/// A model as it is now.
-pub(crate) fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
+fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
     let Size { width, height } = card.native;
-    let ModelStatus { state, error, loading, weight_bytes, pinned, peaks } =
-        app.engine.status(name).unwrap_or_default();
     ModelReply {
         id: name.into(),
         object: "model",
@@ -161,12 +145,8 @@ pub(crate) fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
         owned_by: "easel",
         default: name == app.resolver.default_model(),
         aliases: app.resolver.aliases(name).map(ToOwned::to_owned).collect(),
-        state: state.name(),
-        error,
-        loading,
-        weight_bytes,
-        pinned,
-        peaks,
+        // Every model of the registry is loaded before the server listens.
+        state: "loaded",
         family: card.family.clone(),
         description: card.description.clone(),
         subjects: card.subjects.clone(),
@@ -193,16 +173,9 @@ pub(crate) fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
     }
 }
 
-impl ModelList {
-    /// Every model as it is now.
-    pub(crate) fn of(app: &App) -> Self {
-        let data = app.resolver.models().iter().map(|(name, card)| model(app, name, card)).collect();
-        Self { object: "list", data }
-    }
-}
-
 async fn list(State(app): State<App>) -> Json<ModelList> {
-    Json(ModelList::of(&app))
+    let data = app.resolver.models().iter().map(|(name, card)| model(&app, name, card)).collect();
+    Json(ModelList { object: "list", data })
 }
 
 async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<ModelReply>, ApiError> {

@@ -149,7 +149,6 @@ fn render(
         priority: Priority::Normal,
         owner: String::new(),
         previews: 0,
-        second: None,
         events,
     };
     engine.submit(work).map_err(failed)?;

@@ -29,7 +29,7 @@ struct Level {
 impl Decoder {
     pub(crate) fn new(weights: &Tensors, config: &AutoencoderKlConfig) -> Result<Self> {
         let same = Conv2dConfig { stride: 1, padding: Padding::same(1) };
-        let widths = &config.block_out_channels;
+        let widths = config.decoder_channels();
         let (first, last) = (widths[widths.len() - 1], widths[0]);
         let mut inputs = first;
         let mut levels = Vec::with_capacity(widths.len());

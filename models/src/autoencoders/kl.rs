@@ -1,7 +1,7 @@
 //! The autoencoder of latent diffusion models, with a normal posterior.
 //!
 //! Kingma and Welling, "Auto-Encoding Variational Bayes", 2014; Rombach et al., 2022. Layout and behaviour are those
-//! of `AutoencoderKL` of diffusers.
+//! of `AutoencoderKL` and `AutoencoderKLFlux2` of diffusers.
 
 use std::sync::OnceLock;
 
@@ -11,6 +11,7 @@ use easel_kernels::Linear;
 use super::decoder::Decoder;
 use super::encoder::Encoder;
 use super::kl_config::AutoencoderKlConfig;
+use super::patches::Patches;
 use super::posterior::Posterior;
 use super::preview::Preview;
 use super::tiling::Tiling;
@@ -24,6 +25,7 @@ pub struct AutoencoderKl {
     quant: Option<Linear>,
     post_quant: Option<Linear>,
     decoder: Decoder,
+    patches: Option<Patches>,
     preview: OnceLock<Preview>,
     dtype: DType,
     device: Device,
@@ -44,6 +46,7 @@ impl AutoencoderKl {
             quant: config.use_quant_conv.then(quant).transpose()?,
             post_quant: config.use_post_quant_conv.then(post_quant).transpose()?,
             decoder: Decoder::new(&weights.pp("decoder"), config)?,
+            patches: config.batch_norm_eps.map(|eps| Patches::new(&weights.pp("bn"), config, eps)).transpose()?,
             preview: OnceLock::new(),
             dtype: weights.dtype(),
             device: weights.device().clone(),
@@ -110,11 +113,14 @@ impl AutoencoderKl {
         Ok(Tensor::cat(&rows, 0)?)
     }
 
-    /// Brings the encoder's latents, (b, c, h, w), to the scale that the denoiser works in.
+    /// Brings the encoder's latents, (b, c, h, w), to the scale that the denoiser works in; FLUX.2's to its squares, too.
     ///
     /// # Errors
     /// When a tensor operation fails.
     pub fn scale(&self, latents: &Tensor) -> Result<Tensor> {
+        if let Some(patches) = &self.patches {
+            return patches.scale(latents);
+        }
         let scale = self.config.scaling_factor;
         if let Some((mean, deviation)) = self.statistics(latents)? {
             return Ok((latents.broadcast_sub(&mean)? * scale)?.broadcast_div(&deviation)?);
@@ -127,6 +133,9 @@ impl AutoencoderKl {
     /// # Errors
     /// When a tensor operation fails.
     pub fn unscale(&self, latents: &Tensor) -> Result<Tensor> {
+        if let Some(patches) = &self.patches {
+            return patches.unscale(latents);
+        }
         let scale = self.config.scaling_factor;
         if let Some((mean, deviation)) = self.statistics(latents)? {
             return Ok((latents.broadcast_mul(&deviation)? / scale)?.broadcast_add(&mean)?);
@@ -143,7 +152,7 @@ impl AutoencoderKl {
             return Ok(preview);
         }
         let encode = |pictures: &Tensor| self.scale(self.encode(pictures, None)?.mode());
-        let fitted = Preview::fit(self.config.factor(), &self.device, encode)?;
+        let fitted = Preview::fit(self.config.factor() * self.config.patch(), &self.device, encode)?;
         // Two threads may fit it at once; both get the same, and the first one's is kept.
         Ok(self.preview.get_or_init(|| fitted))
     }

@@ -1,12 +1,13 @@
-//! `vae/config.json` of the Stable Diffusion and FLUX.1 families.
+//! `vae/config.json` of the Stable Diffusion and FLUX families.
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use crate::Result;
 use crate::denoisers::config::{Neutral, check, parse};
 use crate::denoisers::{Activation, SampleSize};
+use crate::{Error, Result};
 
-/// The configuration of an `AutoencoderKL`: every size comes from here, absent keys have diffusers' defaults.
+/// The configuration of an `AutoencoderKL` or `AutoencoderKLFlux2`: every size comes from here, absent keys have diffusers' defaults.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 #[allow(clippy::struct_excessive_bools, reason = "the file's keys are what they are")]
@@ -21,6 +22,8 @@ pub struct AutoencoderKlConfig {
     pub up_block_types: Vec<UpBlockType>,
     /// Channels of each level, from the picture to the latents.
     pub block_out_channels: Vec<usize>,
+    /// Those of the decoder, where it is of another width (FLUX.2's small decoder).
+    pub decoder_block_out_channels: Option<Vec<usize>>,
     /// Residual blocks of each level of the encoder; the decoder has one more.
     pub layers_per_block: usize,
     /// The activation inside the residual blocks; the one before the last convolution is always SiLU.
@@ -39,6 +42,10 @@ pub struct AutoencoderKlConfig {
     pub latents_mean: Option<Vec<f64>>,
     /// The latents' deviation by channel, for models that normalise by it.
     pub latents_std: Option<Vec<f64>>,
+    /// The square of the encoder's latent pixels that is one of the denoiser's (FLUX.2).
+    pub patch_size: Option<[usize; 2]>,
+    /// Added to the variance that those squares are normalised by; `None` of models without such statistics.
+    pub batch_norm_eps: Option<f64>,
     /// Whether half precision is too little for this autoencoder.
     pub force_upcast: bool,
     /// Whether a 1x1 convolution follows the encoder.
@@ -71,6 +78,7 @@ impl Default for AutoencoderKlConfig {
             down_block_types: vec![DownBlockType::DownEncoderBlock2D],
             up_block_types: vec![UpBlockType::UpDecoderBlock2D],
             block_out_channels: vec![64],
+            decoder_block_out_channels: None,
             layers_per_block: 1,
             act_fn: Activation::Silu,
             latent_channels: 4,
@@ -80,6 +88,8 @@ impl Default for AutoencoderKlConfig {
             shift_factor: None,
             latents_mean: None,
             latents_std: None,
+            patch_size: None,
+            batch_norm_eps: None,
             force_upcast: true,
             use_quant_conv: true,
             use_post_quant_conv: true,
@@ -88,7 +98,25 @@ impl Default for AutoencoderKlConfig {
     }
 }
 
-const NEUTRAL: &[Neutral] = &[("_class_name", &["\"AutoencoderKL\""])];
+/// The class of FLUX.2's autoencoder, which has defaults of its own.
+const FLUX2: &str = "AutoencoderKLFlux2";
+
+const NEUTRAL: &[Neutral] = &[("_class_name", &["\"AutoencoderKL\"", "\"AutoencoderKLFlux2\""])];
+
+/// What diffusers' `AutoencoderKLFlux2` takes absent keys for. Its latents are not scaled but normalised.
+fn flux2_defaults() -> Value {
+    json!({
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 32,
+        "sample_size": 1024,
+        "force_upcast": false,
+        "batch_norm_eps": 1e-4,
+        "patch_size": [2, 2],
+    })
+}
 
 impl AutoencoderKlConfig {
     /// Reads the configuration of an autoencoder; `file` is its name in errors.
@@ -96,9 +124,27 @@ impl AutoencoderKlConfig {
     /// # Errors
     /// Names the file and the key when a value is of a wrong type, unsupported or contradicts another.
     pub fn from_json(file: &str, json: &str) -> Result<Self> {
-        let config: Self = parse(file, json, NEUTRAL)?;
+        let mut value: Value = serde_json::from_str(json).map_err(|error| Error::file(file, error))?;
+        if value["_class_name"] == FLUX2
+            && let (Value::Object(defaults), Some(found)) = (flux2_defaults(), value.as_object_mut())
+        {
+            for (key, default) in defaults {
+                found.entry(key).or_insert(default);
+            }
+        }
+        let config: Self = parse(file, &value.to_string(), NEUTRAL)?;
         config.check(file)?;
         Ok(config)
+    }
+
+    /// Channels of each level of the decoder, from the picture to the latents.
+    pub fn decoder_channels(&self) -> &[usize] {
+        self.decoder_block_out_channels.as_ref().unwrap_or(&self.block_out_channels)
+    }
+
+    /// The side in latent pixels of the encoder's of one of the denoiser's.
+    pub fn patch(&self) -> usize {
+        self.batch_norm_eps.and(self.patch_size).map_or(1, |[side, _]| side)
     }
 
     /// Pixels a side of one latent pixel.
@@ -117,7 +163,10 @@ impl AutoencoderKlConfig {
         fits("down_block_types", self.down_block_types.len())?;
         fits("up_block_types", self.up_block_types.len())?;
         let groups = self.norm_num_groups;
-        for channels in &self.block_out_channels {
+        let decoder = self.decoder_channels().len();
+        let message = format!("has {decoder} values for the {levels} levels of block_out_channels");
+        check("decoder_block_out_channels", decoder == levels, message)?;
+        for channels in self.block_out_channels.iter().chain(self.decoder_channels()) {
             let message = format!("{channels} channels cannot be split into {groups} groups (norm_num_groups)");
             check("block_out_channels", *channels > 0 && groups > 0 && channels % groups == 0, message)?;
         }
@@ -127,6 +176,8 @@ impl AutoencoderKlConfig {
             let (count, channels) = (values.as_ref().map_or(self.latent_channels, Vec::len), self.latent_channels);
             check(key, count == channels, format!("has {count} values for {channels} latent_channels"))?;
         }
+        let message = format!("is {:?}; easel runs models where it is [2, 2]", self.patch_size.unwrap_or_default());
+        check("patch_size", self.patch_size.is_none_or(|patch| patch == [2, 2]), message)?;
         let both = self.latents_mean.is_some() == self.latents_std.is_some();
         check("latents_std", both, "is of use only together with latents_mean".to_owned())
     }
@@ -145,6 +196,11 @@ mod tests {
             (r#"{"latents_std": [1, 1, 1, 1]}"#, "latents_std: is of use only together with latents_mean"),
             (r#"{"scaling_factor": 0}"#, "scaling_factor: 0 cannot scale"),
             (r#"{"up_block_types": ["AttnUpDecoderBlock2D"]}"#, "up_block_types[0]: unknown variant"),
+            (r#"{"_class_name": "AutoencoderKLFlux2", "patch_size": [1, 1]}"#, "patch_size: is [1, 1]"),
+            (
+                r#"{"_class_name": "AutoencoderKLFlux2", "decoder_block_out_channels": [32]}"#,
+                "decoder_block_out_channels: has 1 values for the 4 levels",
+            ),
             (r#"{"_class_name": "AutoencoderTiny"}"#, "_class_name is \"AutoencoderTiny\""),
         ];
         for (json, message) in cases {

@@ -6,6 +6,7 @@ mod encoder;
 mod kl;
 mod kl_config;
 mod mid_block;
+mod patches;
 mod posterior;
 mod preview;
 mod tiling;

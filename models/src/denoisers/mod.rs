@@ -2,8 +2,12 @@
 
 pub(crate) mod activation;
 mod adapters;
+mod axes;
 mod condition;
 pub(crate) mod config;
+mod flux2;
+mod flux2_blocks;
+mod flux2_config;
 pub(crate) mod resample;
 pub(crate) mod resnet;
 mod sd3;
@@ -15,13 +19,18 @@ mod transformer;
 mod unet;
 mod unet_blocks;
 mod unet_config;
+mod z_image;
+mod z_image_block;
 
 pub use activation::Activation;
 pub use adapters::{AdapterPoints, Adapters, LowRank};
 pub use condition::{AddedContext, Condition, Context};
 pub use config::{PerLevel, SampleSize};
+pub use flux2::{Flux2, Flux2Condition};
+pub use flux2_config::Flux2Config;
 pub use resnet::TimeScaleShift;
 pub use sd3::{Sd3, Sd3Condition, Sd3Hooks};
 pub use sd3_config::{QkNorm, Sd3Config};
 pub use unet::{Hooks, Residuals, UNet};
 pub use unet_config::{AdditionEmbedType, DownBlockType, MidBlockType, UNetConfig, UpBlockType};
+pub use z_image::{ZImage, ZImageCondition, ZImageConfig};

@@ -65,9 +65,9 @@ impl LatentSpace {
         &self.vae
     }
 
-    /// Pixels a side of one latent pixel.
+    /// Pixels a side of one latent pixel of the denoiser's.
     pub(super) fn factor(&self) -> usize {
-        self.config.factor()
+        self.config.factor() * self.config.patch()
     }
 
     /// The latents' shape, (c, h, w), of a picture.
@@ -80,8 +80,8 @@ impl LatentSpace {
             let message = format!("{size} cannot be made; the nearest size is {}", card.sizes.nearest(size));
             return Err(Error::Request { param: "size", message });
         }
-        let factor = self.factor();
-        Ok([self.config.latent_channels, height as usize / factor, width as usize / factor])
+        let (factor, patch) = (self.factor(), self.config.patch());
+        Ok([self.config.latent_channels * patch * patch, height as usize / factor, width as usize / factor])
     }
 
     /// Latents of a picture, (1, c, h, w) in f32, drawn from the posterior with `noise`: image to image.
@@ -107,7 +107,6 @@ impl LatentSpace {
     ///
     /// # Errors
     /// When a tensor operation fails.
-    #[allow(dead_code, reason = "families that stand on this will ask")]
     pub(super) fn mode(&self, pixels: &Tensor) -> Result<Tensor> {
         self.vae.with(|vae| vae.scale(vae.encode(pixels, self.tiling_of(pixels)?.as_ref())?.mode()))
     }
@@ -120,8 +119,8 @@ impl LatentSpace {
         // One after the other: decoding needs several times the memory of a denoiser's row, and gains nothing in a batch.
         self.vae.with(|vae| {
             let decode = |latents: &Tensor| {
-                let (_, height, width) = latents.dims3()?;
                 let latents = vae.unscale(&latents.unsqueeze(0)?)?;
+                let (_, _, height, width) = latents.dims4()?;
                 pixels::to_image(&vae.decode(&latents, self.tiling(height, width).as_ref())?)
             };
             latents.iter().map(decode).collect()
@@ -138,27 +137,28 @@ impl LatentSpace {
 
     /// Bytes that decoding a picture of this many pixels needs, estimated from the shapes.
     pub(super) fn decode_bytes(&self, width: u32, height: u32) -> u64 {
-        let factor = self.factor();
+        let factor = self.config.factor();
         let (mut height, mut width) = (height as usize, width as usize);
         if let Some(tiling) = self.tiling(height / factor, width / factor) {
             (height, width) = (height.min(tiling.size() * factor), width.min(tiling.size() * factor));
         }
         // The last level has the most pixels; the one before it a quarter of them in more channels.
-        let widest = self.config.block_out_channels.iter().take(2).max().copied().unwrap_or(1);
+        let widest = self.config.decoder_channels().iter().take(2).max().copied().unwrap_or(1);
         (DECODER_LIVE * widest * height * width * self.dtype.size_in_bytes()) as u64
     }
 
     fn tiling_of(&self, pixels: &Tensor) -> Result<Option<Tiling>> {
         let (_, _, height, width) = pixels.dims4()?;
-        Ok(self.tiling(height / self.factor(), width / self.factor()))
+        let factor = self.config.factor();
+        Ok(self.tiling(height / factor, width / factor))
     }
 
-    /// Tiles, where a whole picture with latents of this height and width would need too much memory.
+    /// Tiles, where a whole picture with encoder's latents of this height and width would need too much memory.
     ///
     /// diffusers decodes whole pictures unless told otherwise, and a tile knows nothing of the colours of those far from
     /// it; so pictures are decoded whole up to the size where memory is several GiB.
     fn tiling(&self, height: usize, width: usize) -> Option<Tiling> {
-        let factor = self.factor();
+        let factor = self.config.factor();
         let native = self.config.sample_size.sides();
         let tile = native.0.min(native.1).max(LEAST_TILE).div_ceil(factor);
         (height * width * factor * factor > WHOLE_PIXELS).then(|| Tiling::new(tile))

@@ -3,6 +3,7 @@
 mod card_file;
 mod clip;
 mod dit_memory;
+mod flux2;
 mod guidance;
 mod latent_space;
 mod parts;
@@ -15,8 +16,8 @@ mod sdxl;
 mod unet_files;
 mod unet_memory;
 mod unet_model;
-#[allow(dead_code, reason = "families whose text encoder is not CLIP ask for all of it")]
 mod unused;
+mod z_image;
 
 use std::sync::Arc;
 
@@ -56,7 +57,7 @@ struct Family {
 }
 
 /// All families. Adding one is a file here, its denoiser, and its line in this list.
-const FAMILIES: &[Family] = &[sd::FAMILY, sdxl::FAMILY, sd3::FAMILY];
+const FAMILIES: &[Family] = &[sd::FAMILY, sdxl::FAMILY, sd3::FAMILY, flux2::FAMILY, z_image::FAMILY];
 
 /// The key of `model_index.json` that says what the model is.
 #[derive(Deserialize)]

@@ -35,8 +35,8 @@ pub(crate) struct Case {
     true_guidance: Option<f64>,
     seed: u64,
     strength: Option<f64>,
-    mask: bool,
-    references: Vec<(u32, u32)>,
+    pub(crate) mask: bool,
+    pub(crate) references: Vec<(u32, u32)>,
     /// The model's own, unless it is named.
     #[serde(default)]
     sampler: Option<String>,

@@ -8,6 +8,8 @@ mod cases;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod flux2;
+#[cfg(test)]
 mod folders;
 #[cfg(test)]
 mod noise;
@@ -25,3 +27,5 @@ mod tokenizer;
 mod unet;
 #[cfg(test)]
 mod vae;
+#[cfg(test)]
+mod z_image;

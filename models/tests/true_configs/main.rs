@@ -24,8 +24,8 @@ mod tests {
     use easel_kernels::with_plain_forms;
     use easel_models::Result;
     use easel_models::autoencoders::{AutoencoderKl, AutoencoderKlConfig};
-    use easel_models::denoisers::{Sd3, Sd3Config, UNet, UNetConfig};
-    use easel_models::text::{ClipText, ClipTextConfig, T5Config, T5Encoder};
+    use easel_models::denoisers::{Flux2, Flux2Config, Sd3, Sd3Config, UNet, UNetConfig, ZImage, ZImageConfig};
+    use easel_models::text::{ClipText, ClipTextConfig, Qwen3, Qwen3Config, T5Config, T5Encoder};
     use easel_models::weights::Tensors;
 
     use crate::listing::{Listing, read};
@@ -47,6 +47,14 @@ mod tests {
         Network { class: "CLIPTextModelWithProjection", build: clip, unused: &[] },
         Network { class: "SD3Transformer2DModel", build: sd3, unused: &[] },
         Network { class: "T5EncoderModel", build: t5, unused: &[] },
+        Network {
+            class: "AutoencoderKLFlux2",
+            build: kl,
+            unused: &[("bn.num_batches_tracked", "a count of training steps")],
+        },
+        Network { class: "Flux2Transformer2DModel", build: flux2, unused: &[] },
+        Network { class: "ZImageTransformer2DModel", build: z_image, unused: &[] },
+        Network { class: "Qwen3ForCausalLM", build: qwen3, unused: &[] },
     ];
 
     fn unet(json: &str, weights: &Tensors) -> Result<()> {
@@ -71,6 +79,18 @@ mod tests {
         let config: T5Config = serde_json::from_str(json).unwrap();
         config.check("config.json")?;
         T5Encoder::new(&config, weights).map(drop)
+    }
+
+    fn flux2(json: &str, weights: &Tensors) -> Result<()> {
+        Flux2::new(&Flux2Config::from_json("config.json", json)?, weights).map(drop)
+    }
+
+    fn z_image(json: &str, weights: &Tensors) -> Result<()> {
+        ZImage::new(&ZImageConfig::from_json("config.json", json)?, weights).map(drop)
+    }
+
+    fn qwen3(json: &str, weights: &Tensors) -> Result<()> {
+        Qwen3::new(&Qwen3Config::from_json("config.json", json)?, weights).map(drop)
     }
 
     /// The configurations, in alphabetical order.

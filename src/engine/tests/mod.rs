@@ -5,5 +5,3 @@ mod fairness;
 pub(super) mod fake;
 mod faults;
 mod lifecycle;
-mod residency;
-mod stages;

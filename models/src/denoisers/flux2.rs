@@ -1,0 +1,268 @@
+//! FLUX.2's transformer: text and picture in two streams, then in one, with the blocks' modulation in common.
+//!
+//! Black Forest Labs, "FLUX.2", 2025; the reference is `Flux2Transformer2DModel` of diffusers
+//! (`models/transformers/transformer_flux2.py`).
+
+use candle_core::{DType, Tensor};
+use easel_kernels::{Linear, ada_layer_norm, silu, timestep_embedding};
+
+use super::adapters::{AdapterPoints, Adapters};
+use super::axes::Rotation;
+use super::flux2_blocks::{DoubleBlock, SingleBlock, Step};
+use super::flux2_config::Flux2Config;
+use crate::weights::{Tensors, linear_no_bias};
+use crate::{Error, Result};
+
+/// The longest wavelength of the sinusoids, which no configuration names.
+const MAX_PERIOD: f64 = 10_000.0;
+
+/// How far apart pictures stand on the axis of their numbers; the one that is made stands at 0.
+const BETWEEN_PICTURES: usize = 10;
+
+/// Modulation of a double block's stream: shift, scale and gate, before attention and before the feed-forward layer.
+const DOUBLE: usize = 6;
+
+/// Modulation of a single block.
+const SINGLE: usize = 3;
+
+/// FLUX.2's transformer.
+pub struct Flux2 {
+    config: Flux2Config,
+    time: TimeEmbedding,
+    picture_modulation: Linear,
+    text_modulation: Linear,
+    single_modulation: Linear,
+    picture_in: Linear,
+    text_in: Linear,
+    double: Vec<DoubleBlock>,
+    single: Vec<SingleBlock>,
+    last_modulation: Linear,
+    out: Linear,
+    points: AdapterPoints,
+}
+
+/// What does not depend on the step, for pictures of one size.
+#[derive(Debug, Clone)]
+pub struct Flux2Condition {
+    /// The projected text, (1, l, width).
+    text: Tensor,
+    /// The projected tokens of the pictures that are looked at, (1, m, width).
+    references: Option<Tensor>,
+    /// The positions of text, picture and references.
+    rotation: Rotation,
+}
+
+impl Flux2 {
+    /// Builds the network; the weights have diffusers' names.
+    ///
+    /// # Errors
+    /// Names the file and the key when a weight is missing or of another shape than the configuration asks for.
+    pub fn new(config: &Flux2Config, weights: &Tensors) -> Result<Self> {
+        let width = config.width();
+        let mut points = AdapterPoints::default();
+        let modulation = |name: &str, parts: usize| linear_no_bias(&weights.pp(name), width, parts * width);
+        let (double, single) = (weights.pp("transformer_blocks"), weights.pp("single_transformer_blocks"));
+        Ok(Self {
+            time: TimeEmbedding::new(&weights.pp("time_guidance_embed.timestep_embedder"), config)?,
+            picture_modulation: modulation("double_stream_modulation_img.linear", DOUBLE)?,
+            text_modulation: modulation("double_stream_modulation_txt.linear", DOUBLE)?,
+            single_modulation: modulation("single_stream_modulation.linear", SINGLE)?,
+            picture_in: linear_no_bias(&weights.pp("x_embedder"), config.in_channels, width)?,
+            text_in: linear_no_bias(&weights.pp("context_embedder"), config.joint_attention_dim, width)?,
+            double: (0..config.num_layers)
+                .map(|at| DoubleBlock::new(&double.pp(at), config, &mut points))
+                .collect::<Result<_>>()?,
+            single: (0..config.num_single_layers)
+                .map(|at| SingleBlock::new(&single.pp(at), config, &mut points))
+                .collect::<Result<_>>()?,
+            last_modulation: modulation("norm_out.linear", 2)?,
+            out: linear_no_bias(&weights.pp("proj_out"), width, config.outputs())?,
+            config: config.clone(),
+            points,
+        })
+    }
+
+    /// The projections that adapters can hang on.
+    pub fn adapter_points(&self) -> &AdapterPoints {
+        &self.points
+    }
+
+    /// Projects the text and the pictures that are looked at, for latents of `height` by `width` pixels; once a picture.
+    ///
+    /// `states` is (1, l, `joint_attention_dim`), each of the references (1, c, h, w).
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn condition(
+        &self,
+        states: &Tensor,
+        references: &[Tensor],
+        (height, width): (usize, usize),
+    ) -> Result<Flux2Condition> {
+        let grid = |picture: usize, height: usize, width: usize| {
+            (0..height).flat_map(move |row| (0..width).map(move |column| [picture, row, column, 0]))
+        };
+        let mut places: Vec<[usize; 4]> = (0..states.dim(1)?).map(|place| [0, 0, 0, place]).collect();
+        places.extend(grid(0, height, width));
+        let mut tokens = Vec::with_capacity(references.len());
+        for (at, reference) in references.iter().enumerate() {
+            let (_, _, h, w) = reference.dims4()?;
+            places.extend(grid(BETWEEN_PICTURES * (at + 1), h, w));
+            tokens.push(pack(reference)?);
+        }
+        let references = match tokens.as_slice() {
+            [] => None,
+            tokens => {
+                let tokens = Tensor::cat(tokens, 1)?.to_dtype(states.dtype())?;
+                Some(self.picture_in.forward(&tokens)?) // (1, m, width)
+            }
+        };
+        Ok(Flux2Condition {
+            text: self.text_in.forward(states)?,
+            references,
+            rotation: self.config.axes().rotation(&places, states.device())?,
+        })
+    }
+
+    /// Predicts the velocity of each row.
+    ///
+    /// `latents` is (b, c, h, w), `timesteps` has one a row in 0..=1000; the conditions are one a row, made for this size
+    /// and of equally many tokens. Gives (b, c, h, w).
+    ///
+    /// # Errors
+    /// When the conditions do not fit, or a tensor operation fails.
+    pub fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        conditions: &[&Flux2Condition],
+        adapters: &Adapters,
+    ) -> Result<Tensor> {
+        let (b, _, h, w) = latents.dims4()?;
+        let ([first, ..], true) = (conditions, conditions.len() == b && timesteps.len() == b) else {
+            let found = conditions.len();
+            let message = format!("{b} rows of latents need as many timesteps and conditions; {found} are there");
+            return Err(Error::Unsupported(message));
+        };
+        let stack = |part: &dyn Fn(&Flux2Condition) -> Option<Tensor>| -> Result<Option<Tensor>> {
+            let parts: Vec<Tensor> = conditions.iter().filter_map(|condition| part(condition)).collect();
+            if parts.is_empty() { Ok(None) } else { Ok(Some(Tensor::cat(&parts, 0)?)) }
+        };
+        let dtype = first.text.dtype();
+        let time = silu(&self.time.forward(timesteps, latents)?)?.to_dtype(dtype)?; // (b, width)
+
+        let mut picture = self.picture_in.forward(&pack(latents)?.to_dtype(dtype)?)?; // (b, n, width)
+        if let Some(references) = stack(&|condition| condition.references.clone())? {
+            picture = Tensor::cat(&[picture, references], 1)?; // (b, n + m, width)
+        }
+        let texts = conditions.iter().map(|condition| &condition.text).collect::<Vec<_>>();
+        let mut text = Tensor::cat(&texts, 0)?; // (b, l, width)
+
+        let step = Step { rotation: &first.rotation, adapters };
+        let picture_by = parts(&self.picture_modulation.forward(&time)?, DOUBLE)?;
+        let text_by = parts(&self.text_modulation.forward(&time)?, DOUBLE)?;
+        for block in &self.double {
+            (picture, text) = block.forward(&picture, &text, &picture_by, &text_by, &step)?;
+        }
+
+        let length = text.dim(1)?;
+        let mut all = Tensor::cat(&[text, picture], 1)?; // (b, l + n + m, width)
+        let by = parts(&self.single_modulation.forward(&time)?, SINGLE)?;
+        for block in &self.single {
+            all = block.forward(&all, &by, &step)?;
+        }
+
+        let picture = all.narrow(1, length, h * w)?.contiguous()?; // (b, n, width)
+        let by = parts(&self.last_modulation.forward(&time)?, 2)?;
+        let [scale, shift] = by.as_slice() else { return Err(Error::Unsupported("norm_out has two parts".to_owned())) };
+        let tokens = self.out.forward(&ada_layer_norm(&picture, scale, shift, self.config.eps)?)?; // (b, n, c)
+        let output = tokens.transpose(1, 2)?.contiguous()?.reshape((b, self.config.outputs(), h, w))?;
+        Ok(output.to_dtype(latents.dtype())?)
+    }
+}
+
+/// (b, c, h, w) to tokens (b, h·w, c).
+fn pack(latents: &Tensor) -> Result<Tensor> {
+    Ok(latents.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
+}
+
+/// (b, count·c) to as many of (b, c).
+fn parts(modulation: &Tensor, count: usize) -> Result<Vec<Tensor>> {
+    modulation.chunk(count, 1)?.iter().map(|part| Ok(part.contiguous()?)).collect()
+}
+
+/// Sinusoids and two linear layers, in f32 whatever the network's type: few values that every block depends on.
+struct TimeEmbedding {
+    first: Linear,
+    second: Linear,
+    sinusoids: usize,
+}
+
+impl TimeEmbedding {
+    fn new(weights: &Tensors, config: &Flux2Config) -> Result<Self> {
+        let (weights, width) = (weights.to_dtype(DType::F32), config.width());
+        let sinusoids = config.timestep_guidance_channels;
+        Ok(Self {
+            first: linear_no_bias(&weights.pp("linear_1"), sinusoids, width)?,
+            second: linear_no_bias(&weights.pp("linear_2"), width, width)?,
+            sinusoids,
+        })
+    }
+
+    /// (b, width) in f32.
+    fn forward(&self, timesteps: &[f64], like: &Tensor) -> Result<Tensor> {
+        // diffusers divides by 1000 and multiplies again, in f32.
+        let timesteps: Vec<f64> = timesteps.iter().map(|&t| f64::from(t as f32 / 1000.0 * 1000.0)).collect();
+        let sinusoids = timestep_embedding(&timesteps, self.sinusoids, true, 0.0, MAX_PERIOD, like.device())?;
+        Ok(self.second.forward(&silu(&self.first.forward(&sinusoids)?)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::denoisers::testing::{noise, numbers, view, weights_for};
+
+    const FILE: &str = "transformer/config.json";
+
+    #[test]
+    fn a_row_shares_a_call_with_others_and_nothing_else() {
+        let json = r#"{"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2,
+            "axes_dims_rope": [2, 2, 2, 2], "in_channels": 3, "joint_attention_dim": 5, "timestep_guidance_channels": 8}"#;
+        let config = Flux2Config::from_json(FILE, json).unwrap();
+        let weights = weights_for(|weights| Flux2::new(&config, weights));
+        let (network, none) = (Flux2::new(&config, &view(weights)).unwrap(), Adapters::default());
+        let condition =
+            |seed: u32, looked_at: &[Tensor]| network.condition(&noise(&[1, 4, 5], seed), looked_at, (2, 3));
+        let pictures = [noise(&[1, 3, 2, 2], 3), noise(&[1, 3, 1, 4], 4)];
+        let (a, b) = (condition(1, &pictures).unwrap(), condition(2, &pictures).unwrap());
+        let latents = noise(&[2, 3, 2, 3], 7);
+        let both = network.forward(&latents, &[900.0, 20.5], &[&a, &b], &none).unwrap();
+        let row = latents.narrow(0, 1, 1).unwrap();
+        let alone = network.forward(&row, &[20.5], &[&b], &none).unwrap();
+        assert_eq!(both.dims(), latents.dims());
+        assert_eq!(numbers(&both.narrow(0, 1, 1).unwrap()), numbers(&alone));
+        // What is looked at counts, and in which order.
+        let [first, second] = pictures;
+        let swapped = condition(2, &[second, first]).unwrap();
+        assert_ne!(numbers(&network.forward(&row, &[20.5], &[&swapped], &none).unwrap()), numbers(&alone));
+        let unseen = condition(2, &[]).unwrap();
+        assert_ne!(numbers(&network.forward(&row, &[20.5], &[&unseen], &none).unwrap()), numbers(&alone));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_told_with_file_and_key() {
+        let cases = [
+            (r#"{"_class_name": "FluxTransformer2DModel"}"#, "_class_name is"),
+            (r#"{"patch_size": 2}"#, "patch_size is 2"),
+            (r#"{"axes_dims_rope": [16, 56, 56]}"#, "axes_dims_rope: [16, 56, 56] are not four even numbers"),
+            (r#"{"num_attention_heads": 0}"#, "num_attention_heads: is 0"),
+            (r#"{"mlp_ratio": 0}"#, "mlp_ratio: 0 is not above 0"),
+            (r#"{"timestep_guidance_channels": 1}"#, "timestep_guidance_channels: is 1"),
+        ];
+        for (json, message) in cases {
+            let error = Flux2Config::from_json(FILE, json).unwrap_err().to_string();
+            assert!(error.starts_with(FILE) && error.contains(message), "{error}");
+        }
+    }
+}

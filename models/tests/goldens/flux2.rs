@@ -1,0 +1,30 @@
+//! FLUX.2 klein.
+
+use candle_core::DType;
+
+use crate::cases::Cases;
+use crate::common::data;
+
+fn cases() -> Cases {
+    match std::env::var_os("EASEL_FLUX2") {
+        Some(folder) => Cases::read(folder),
+        None => Cases::read(data("flux2")),
+    }
+}
+
+#[test]
+fn the_pictures_of_flux_2_klein_are_diffusers() {
+    cases().compare();
+}
+
+#[test]
+fn a_row_of_flux_2_klein_does_not_depend_on_its_neighbours() {
+    cases().company("base", |case| (case.width, case.height) == (64, 64) && !case.mask && case.references.is_empty());
+    cases().company("base", |case| case.references == [(64, 80)]);
+}
+
+#[test]
+fn flux_2_klein_computes_in_half_precision() {
+    cases().narrow("distilled", DType::BF16, 30.0);
+    cases().narrow("distilled", DType::F16, 40.0);
+}

@@ -1,0 +1,173 @@
+"""What the tiny Z-Image and FLUX.2 klein pipelines share: a Qwen tokenizer, a Qwen3 text encoder, strong weights, and how
+their pictures are written down."""
+import json
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from goldens_models import CORPUS
+from goldens_pictures import psnr, start_image
+
+# Qwen3's added tokens, in the order of their ids.
+ADDED = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
+<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> <tool_call>
+</tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> <tool_response>
+</tool_response> <think> </think>""".split()
+NOT_SPECIAL = {"<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+               "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"}
+
+# A template with the parts of Jinja that Qwen3's own uses.
+TEMPLATE = """{%- if tools %}
+    {{- '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(open=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.open and message.role == "user" and not(message.content.startswith('<tool_response>')) %}
+        {%- set ns.open = false %}
+        {%- set ns.last = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "user" or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>assistant\\n' + message.content.split('</think>')[-1].lstrip('\\n') + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
+
+
+def tokenizer(merges=120, padding_side="right", old=False):
+    """A byte-level tokenizer with Qwen3's added tokens behind a small vocabulary."""
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + merges, initial_alphabet=sorted(alphabet), show_progress=False)
+    base.train_from_iterator([CORPUS], trainer)
+    model = json.loads(base.to_str())["model"]
+    tok = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], unk_token=None,
+                         eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side=padding_side)
+    # The reference gives ids in this order, whatever was there before.
+    start = len(model["vocab"])
+    ids = {token: start + i for i, token in enumerate(ADDED)}
+    return model, ids, tok
+
+
+def write_tokenizer(folder, merges=120, padding_side=None, old=False, template_file=False):
+    """The tokenizer's files as published repositories have them: with `old`, vocab.json and merges.txt instead of
+    tokenizer.json; with `template_file`, the chat template in a file of its own."""
+    model, ids, _ = tokenizer(merges)
+    folder.mkdir(parents=True, exist_ok=True)
+    token = lambda t: dict(content=t, lstrip=False, normalized=False, rstrip=False, single_word=False,
+                           special=t not in NOT_SPECIAL)
+    config = dict(add_bos_token=False, add_prefix_space=False, bos_token=None, clean_up_tokenization_spaces=False,
+                  eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None, errors="replace",
+                  model_max_length=131072, split_special_tokens=False, tokenizer_class="Qwen2Tokenizer",
+                  added_tokens_decoder={str(i): token(t) for t, i in ids.items()})
+    if padding_side:
+        config["padding_side"] = padding_side
+    if template_file:
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+    else:
+        config["chat_template"] = TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+    if old:
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+        lines = ["#version: 0.2"] + [" ".join(m) for m in model["merges"]]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    else:
+        tok = Qwen2Tokenizer.from_pretrained(write_old(folder, model))
+        (folder / "vocab.json").unlink()
+        (folder / "merges.txt").unlink()
+        (folder / "tokenizer.json").write_text(tok.backend_tokenizer.to_str(pretty=False))
+    return Qwen2Tokenizer.from_pretrained(folder)
+
+
+def write_old(folder, model):
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    lines = ["#version: 0.2"] + [" ".join(m) for m in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def text_encoder(tok, seed, **config):
+    config = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                  head_dim=16, rope_theta=1000000.0, max_position_embeddings=40960, rms_norm_eps=1e-6,
+                  tie_word_embeddings=True, max_window_layers=36, sliding_window=None) | config
+    encoder = Qwen3ForCausalLM(Qwen3Config(vocab_size=-(-len(tok) // 8) * 8, **config)).eval()
+    strong(encoder, seed, gain=1.0)
+    return encoder
+
+
+@torch.no_grad()
+def strong(module, seed, gain=1.0):
+    """Weights that all matter: norms are not the identity, biases and pad tokens not zero; stored as f16 without loss."""
+    rng = torch.Generator().manual_seed(seed)
+    for name, p in sorted(module.named_parameters()):
+        values = torch.randn(p.shape, generator=rng)
+        if p.ndim >= 2 and "pad_token" not in name and "embed_tokens" not in name:
+            values *= gain / math.sqrt(p[0].numel())
+        elif p.ndim == 1 and name.endswith("weight"):
+            values = 1 + 0.2 * values
+        elif p.ndim == 1:
+            values *= 0.2
+        p.copy_(values.half().float())
+    for name, b in sorted(module.named_buffers()):
+        if name.endswith("running_mean"):
+            b.copy_((0.3 * torch.randn(b.shape, generator=rng)).half().float())
+        if name.endswith("running_var"):
+            b.copy_((0.5 + torch.rand(b.shape, generator=rng)).half().float())
+    return module
+
+
+def case(prompt="a photo of a cat", size=(64, 64), *, steps=4, guidance=0.0, seed=0, negative=None, strength=None,
+         mask=False, references=(), **scheduler):
+    """One picture; `strength` starts from the start image, `mask` paints a part of it, `references` are looked at."""
+    return dict(prompt=prompt, negative=negative, width=size[0], height=size[1], steps=steps, guidance=guidance, seed=seed,
+                strength=strength, mask=mask, references=list(references), **scheduler)
+
+
+def start(size):
+    return start_image(*size)
+
+
+def mask_image(size):
+    """A slanted band, with grey values on both sides of one half."""
+    y, x = np.mgrid[0:size[1], 0:size[0]]
+    return Image.fromarray(np.uint8(np.clip(128 + 6 * (x - y + 8), 0, 255)))
+
+
+def write_pictures(folder, name, rows):
+    """`rows` are (case, image, latents): the pictures as PNG, the latents in one file, the cases in cases.json."""
+    cases, latents = [], {}
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for i, (what, image, finished) in enumerate(rows):
+        file = f"{name}-{i:02}.png"
+        image.save(folder / "pictures" / file, optimize=True)
+        latents[file] = finished.contiguous().clone()
+        cases.append(dict(model=name, file=file, **what))
+    return cases, latents
+
+
+def finish(folder, cases, latents):
+    sizes = {(c["width"], c["height"]) for c in cases if c["strength"] is not None}
+    sizes |= {tuple(r) for c in cases for r in c["references"]}
+    for size in sorted(sizes):
+        start(size).save(folder / "pictures" / f"start-{size[0]}x{size[1]}.png", optimize=True)
+        mask_image(size).save(folder / "pictures" / f"mask-{size[0]}x{size[1]}.png", optimize=True)
+    save_file(latents, folder / "latents.safetensors")
+    lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
+    (folder / "cases.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
