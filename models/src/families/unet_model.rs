@@ -159,6 +159,9 @@ impl UNetModel {
         };
         pixels::check_size("mask", (mask.width, mask.height), spec)?;
         let (device, sees_mask) = (&self.placement.device, self.card.abilities.needs_mask);
+        // diffusers' inpainting pipeline of SDXL leaves `latents_mean` and `latents_std` out where it encodes, though not where
+        // it decodes, which changes the colours of all that is kept. There we do not follow it.
+        //
         // At a strength of 1 diffusers begins with noise alone, whatever the first step's noise level is.
         let begins_with_noise = *strength == 1.0;
         let clean = match begins_with_noise && sees_mask {

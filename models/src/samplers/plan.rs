@@ -125,7 +125,8 @@ impl Plan {
 
     /// Steps that will be taken.
     pub fn steps(&self) -> usize {
-        self.steps - self.first
+        let calls = self.levels.timesteps.len();
+        (calls - self.first).saturating_sub(calls - self.steps).max(1)
     }
 
     /// The model's time input at each step that will be taken; where PNDM calls the model more often, at each call.

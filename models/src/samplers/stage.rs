@@ -108,3 +108,95 @@ impl Sampler for Until {
         self.inner.denoised()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samplers::tests::{drive, fake};
+    use crate::samplers::{PlanContext, SamplingSpec, SchedulerConfig, catalogue};
+
+    const SHAPE: [usize; 3] = [4, 2, 2];
+
+    fn plan(sampler: &str, steps: usize) -> Plan {
+        let file = r#"{"_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+            "beta_schedule": "scaled_linear", "steps_offset": 1, "timestep_spacing": "leading"}"#;
+        let spec = SamplingSpec::steps(steps).with_sampler(sampler);
+        Plan::new(&spec, &SchedulerConfig::from_json(file).unwrap(), PlanContext::default()).unwrap()
+    }
+
+    fn first_latents(plan: &Plan) -> Tensor {
+        let noise = NoiseSource::TorchCpu.open(7).normal(&SHAPE, &Device::Cpu).unwrap();
+        (noise * plan.init_noise_sigma()).unwrap()
+    }
+
+    fn start(plan: Plan, latents: Tensor) -> Box<dyn Sampler> {
+        plan.start(latents, NoiseSource::TorchCpu.open(9)).unwrap()
+    }
+
+    #[test]
+    fn two_parts_of_a_method_without_memory_are_the_whole() {
+        for sampler in ["euler", "ddim"] {
+            for (steps, share) in [(5, 0.5), (10, 0.8), (13, 0.33), (4, 0.999)] {
+                let whole = plan(sampler, steps);
+                let latents = first_latents(&whole);
+                let expected = drive(start(whole, latents.clone()).as_mut(), "epsilon");
+                let (mut first, mut second) = (plan(sampler, steps), plan(sampler, steps));
+                first.end_at(share).unwrap();
+                if share == 0.999 {
+                    assert!(
+                        second.start_at(share).unwrap_err().to_string().contains("leaves the second none of 4 steps")
+                    );
+                    continue;
+                }
+                second.start_at(share).unwrap();
+                let second_steps = second.steps();
+                let mut first = start(first, latents);
+                drive(first.as_mut(), "epsilon");
+                let Progress { step, steps: first_steps } = first.progress();
+                assert_eq!((step, first_steps + second_steps), (first_steps, steps));
+                let found = drive(start(second, first.latents().clone()).as_mut(), "epsilon");
+                assert_eq!(found, expected, "{sampler} {steps} {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_sampler_counts_the_steps_of_its_part() {
+        for info in catalogue().iter().filter(|info| info.kind != crate::samplers::ModelKind::Flow) {
+            for share in [0.3, 0.5, 0.85] {
+                let mut part = plan(info.name, 12);
+                part.end_at(share).unwrap();
+                let latents = first_latents(&part);
+                let mut sampler = start(part, latents);
+                let mut last = sampler.progress().step;
+                while let Some(query) = sampler.query().unwrap() {
+                    let Progress { step, steps } = sampler.progress();
+                    assert!(step >= last && step < steps, "{} {share}: {step} of {steps}", info.name);
+                    last = step;
+                    sampler.advance(&fake("epsilon", &query.input, query.timestep)).unwrap();
+                }
+                let Progress { step, steps } = sampler.progress();
+                assert_eq!(step, steps, "{} {share}", info.name);
+                let mut rest = plan(info.name, 12);
+                rest.start_at(share).unwrap();
+                // PNDM's calls beyond one a step count for neither part.
+                assert!(
+                    info.name == "pndm" || rest.steps() + steps >= 12,
+                    "{} {share}: {steps} and {}",
+                    info.name,
+                    rest.steps()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_share_that_is_none_or_leaves_nothing_is_refused() {
+        for share in [0.0, 1.0, -0.5, f64::NAN] {
+            assert!(plan("euler", 4).end_at(share).is_err() && plan("euler", 4).start_at(share).is_err(), "{share}");
+        }
+        let error = plan("euler", 2).end_at(0.1).unwrap_err();
+        assert_eq!(error.param, "stage");
+        assert!(error.message.contains("leaves it none of 2 steps"), "{error}");
+    }
+}

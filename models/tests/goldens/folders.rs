@@ -26,8 +26,13 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 
 /// What is wrong with a copy of `model` after `spoil`, by its files' headers; `None` when nothing is.
 fn error(model: &str, spoil: impl FnOnce(&Path)) -> Option<String> {
+    error_in(&data(format_args!("pipelines/{model}")), spoil)
+}
+
+/// What is wrong with a copy of the model in this folder after `spoil`.
+pub(crate) fn error_in(model: &Path, spoil: impl FnOnce(&Path)) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
-    copy(&data(format_args!("pipelines/{model}")), folder.path());
+    copy(model, folder.path());
     spoil(folder.path());
     let opened = Repository::folder(folder.path()).and_then(|repository| check(&repository));
     opened.err().map(|error| error.to_string())
