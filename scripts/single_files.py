@@ -265,6 +265,10 @@ def convert(part, kind, stored, config):
         return reference.convert_open_clip_checkpoint(Text(config["hidden_size"]), dict(stored), prefix=kind.split(" ")[1])
     if kind == "t5":
         return reference.convert_sd3_t5_checkpoint_to_diffusers(dict(stored))
+    if kind in OWN:
+        # The reference does not know these in one file.
+        wanted = tensors(build(config))
+        return {key: value.reshape(wanted[key]) for key, value in zip(wanted, stored.values(), strict=True)}
     strip = {key.removeprefix("model.diffusion_model."): value for key, value in stored.items()}
     return {"sd3": reference.convert_sd3_transformer_checkpoint_to_diffusers,
             "flux": reference.convert_flux_transformer_checkpoint_to_diffusers,
@@ -273,7 +277,8 @@ def convert(part, kind, stored, config):
 
 
 OPEN_G, OPEN_R, OPEN_H = ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "cond_stage_model.model.")
-PREFIX = {"clip": "text_encoders.clip_l.transformer.", "clip_g": "text_encoders.clip_g.transformer.",
+OWN = ("qwen3", "flux2_vae")
+PREFIX = {"qwen3": "text_encoders.qwen3_4b.transformer.", "clip": "text_encoders.clip_l.transformer.", "clip_g": "text_encoders.clip_g.transformer.",
           "t5": "text_encoders.t5xxl.transformer."}
 
 
@@ -283,6 +288,10 @@ def stored(kind, shapes, config, prefix):
         return ldm_unet(shapes, config)
     if kind == "ldm_vae":
         return ldm_vae(shapes, prefix)
+    if kind == "flux2_vae":
+        moved = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
+        names = ldm_vae(shapes, "")
+        return {prefix + replaced(key.removesuffix("."), moved.items()): shape for key, shape in names.items()}
     if kind.startswith("open_clip "):
         return open_clip(shapes, prefix, last=prefix == OPEN_H)
     layout = {"sd3": sd3, "flux": flux, "flux2": flux, "z_image": z_image}.get(kind, prefixed)
@@ -318,6 +327,15 @@ SD3 = {"_class_name": "SD3Transformer2DModel", "num_layers": 3, "num_attention_h
 FLUX = {"_class_name": "FluxTransformer2DModel", "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 128,
         "num_attention_heads": 24, "joint_attention_dim": 3, "pooled_projection_dim": 2, "in_channels": 4}
 
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6, "vocab_size": 10, "tie_word_embeddings": True}
+KLEIN = {"_class_name": "Flux2Transformer2DModel", "num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2,
+         "attention_head_dim": 8, "axes_dims_rope": [2, 2, 2, 2], "in_channels": 12, "joint_attention_dim": 24,
+         "timestep_guidance_channels": 6, "guidance_embeds": False}
+KLEIN_VAE = {**vae_config(latent_channels=3), "_class_name": "AutoencoderKLFlux2"}
+Z_IMAGE = {"_class_name": "ZImageTransformer2DModel", "dim": 16, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+           "cap_feat_dim": 8, "axes_dims": [2, 2, 4], "axes_lens": [16, 8, 8]}
+
 SMALL = {
     "sd1": [("unet", "ldm_unet", unet_config(), ""), ("vae", "ldm_vae", vae_config(), "first_stage_model."),
             ("text_encoder", "clip", clip_config(8, 2, 0), "cond_stage_model.transformer.")],
@@ -337,6 +355,10 @@ SMALL = {
             ("text_encoder_3", "t5", T5, PREFIX["t5"])],
     "flux": [("transformer", "flux", {**FLUX, "guidance_embeds": True}, "model.diffusion_model."), ("vae", "ldm_vae", SIXTEEN, "vae."),
              ("text_encoder", "clip", clip_config(8, 2, 0), PREFIX["clip"]), ("text_encoder_2", "t5", T5, PREFIX["t5"])],
+    "klein": [("transformer", "flux2", KLEIN, "model.diffusion_model."), ("vae", "flux2_vae", KLEIN_VAE, "vae."),
+              ("text_encoder", "qwen3", QWEN3, PREFIX["qwen3"])],
+    "z-image": [("transformer", "z_image", Z_IMAGE, "model.diffusion_model."), ("vae", "ldm_vae", SIXTEEN, "vae."),
+                ("text_encoder", "qwen3", QWEN3, PREFIX["qwen3"])],
 }
 
 U, V, L = ("ldm_unet", ""), ("ldm_vae", "first_stage_model."), ("clip", "cond_stage_model.transformer.")
@@ -346,6 +368,9 @@ FULL = {
     "sd2": [("sd21/unet", *U), ("sd15/vae", *V), ("sd21/text_encoder", "open_clip " + OPEN_H, OPEN_H)],
     "sdxl": [("sdxl/unet", *U), ("sdxl/vae", *V), ("sd15/text_encoder", "clip", "conditioner.embedders.0.transformer."),
              ("sdxl/text_encoder_2", "open_clip " + OPEN_G, OPEN_G)],
+    **{name: [(f"{name}/transformer", "sd3", "model.diffusion_model."), ("sd3-medium/vae", *V),
+              ("sd3-medium/text_encoder", "clip", PREFIX["clip"]), ("sd3-medium/text_encoder_2", "clip_g", PREFIX["clip_g"]),
+              ("sd3-medium/text_encoder_3", "t5", PREFIX["t5"])] for name in ("sd3-medium", "sd35-medium", "sd35-large")},
     "sdxl-refiner": [("sdxl-refiner/unet", *U), ("sdxl/vae", *V), ("sdxl/text_encoder_2", "open_clip " + OPEN_R, OPEN_R)],
 }
 
@@ -381,10 +406,14 @@ def full(name):
         config = json.loads((TRUE / f"{path}.json").read_text())
         wanted = tensors(build(config))
         mine = stored(kind, wanted, config, prefix)
-        shapes.update(mine)
         made = convert(path, kind, {key: torch.empty(shape, device="meta") for key, shape in mine.items()}, config)
+        if path == "sd3-medium/text_encoder":
+            # The reference puts the identity there.
+            mine.pop(PREFIX["clip"] + "text_projection.weight")
+            made["text_projection.weight"] = torch.eye(config["hidden_size"])
         found = {key: tuple(value.shape) for key, value in made.items() if key != "text_projection.weight" or key in wanted}
         assert found == wanted, (name, path, set(found.items()) ^ set(wanted.items()))
+        shapes.update(mine)
     return listing(shapes)
 
 

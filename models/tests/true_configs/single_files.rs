@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use easel_kernels::with_plain_forms;
 use easel_models::families::check;
+use easel_models::text::{ClipTokenizer, QwenTokenizer, T5Tokenizer, Thinking};
 use easel_models::weights::Repository;
 use serde_json::{Value, json};
 
@@ -116,6 +117,18 @@ const FULL: &[(&str, &[(&str, &str)])] = &[
     ("sd2", &[("unet", "sd21/unet"), ("text_encoder", "sd21/text_encoder")]),
     ("sdxl", &[("unet", "sdxl/unet"), ("vae", "sdxl/vae"), ("text_encoder_2", "sdxl/text_encoder_2")]),
     ("sdxl-refiner", &[("unet", "sdxl-refiner/unet"), ("vae", "sdxl/vae"), ("text_encoder_2", "sdxl/text_encoder_2")]),
+    (
+        "sd3-medium",
+        &[
+            ("transformer", "sd3-medium/transformer"),
+            ("vae", "sd3-medium/vae"),
+            ("text_encoder", "sd3-medium/text_encoder"),
+            ("text_encoder_2", "sd3-medium/text_encoder_2"),
+            ("text_encoder_3", "sd3-medium/text_encoder_3"),
+        ],
+    ),
+    ("sd35-medium", &[("transformer", "sd35-medium/transformer")]),
+    ("sd35-large", &[("transformer", "sd35-large/transformer")]),
 ];
 
 /// A list with one value everywhere as that value, which configurations may have instead.
@@ -182,11 +195,56 @@ fn a_full_size_file_has_the_configurations_that_were_published_and_every_tensor_
 
 #[test]
 fn a_full_size_file_opens_as_its_family() {
-    for name in ["sd1", "sd2"] {
+    for (name, _) in FULL {
         let (_dir, path) = model(name, true);
         let checked = Repository::open_file(&path).and_then(|repository| check(&repository));
         assert_eq!(checked.map_err(|error| error.to_string()), Ok(()), "{name}");
     }
+}
+
+#[test]
+fn the_tokenizers_that_ship_inside_give_the_published_ones_ids() {
+    // transformers 5.23 with the published files.
+    let texts = ["a photo of a cat", "A red circle, 12 é 日本 🎉"];
+    let open = |name: &str| {
+        let (dir, path) = model(name, false);
+        (dir, Repository::open_file(&path).unwrap())
+    };
+    let (_dir, sd3) = open("sd3");
+    let expected: [&[u32]; 2] = [
+        &[49406, 320, 1125, 539, 320, 2368, 49407],
+        &[49406, 320, 736, 7117, 267, 272, 273, 4166, 39121, 19277, 361, 3986, 49407],
+    ];
+    for (text, expected) in texts.into_iter().zip(expected) {
+        for (folder, pad) in [("tokenizer", 49407), ("tokenizer_2", 0)] {
+            let tokenizer = ClipTokenizer::open(&sd3, folder).unwrap();
+            let ids = tokenizer.encode(text, 77).unwrap().ids;
+            assert_eq!((&ids[..expected.len()], ids[76]), (expected, pad), "{folder} {text}");
+            assert_eq!((tokenizer.max_length(), tokenizer.largest_id()), (Some(77), 49407));
+        }
+    }
+    let expected: [&[u32]; 2] = [&[3, 9, 1202, 13, 3, 9, 1712, 1], &[71, 1131, 8196, 6, 586, 3, 154, 3, 2, 3, 2, 1]];
+    let tokenizer = T5Tokenizer::open(&sd3, "tokenizer_3").unwrap();
+    for (text, expected) in texts.into_iter().zip(expected) {
+        assert_eq!(tokenizer.encode(text, expected.len()).unwrap().ids, expected, "{text}");
+    }
+    assert_eq!(tokenizer.largest_id(), 32_099);
+
+    let (_dir, z_image) = open("z-image");
+    let tokenizer = QwenTokenizer::open(&z_image, "tokenizer").unwrap();
+    // <|im_start|>user, the prompt, <|im_end|>, <|im_start|>assistant, and for klein an empty thought.
+    let start = [151_644, 872, 198];
+    let end = [151_645, 198, 151_644, 77091, 198];
+    let thought = [151_667, 271, 151_668, 271];
+    let expected: [&[u32]; 2] =
+        [&[64, 6548, 315, 264, 8251], &[32, 2518, 12671, 11, 220, 16, 17, 3958, 75402, 21894, 11162, 236, 231]];
+    for (text, words) in texts.into_iter().zip(expected) {
+        for (thinking, thought) in [(Thinking::Enabled, &[][..]), (Thinking::Disabled, &thought)] {
+            let expected = [&start, words, &end, thought].concat();
+            assert_eq!(tokenizer.encode(text, thinking, expected.len()).unwrap().ids, expected, "{text}");
+        }
+    }
+    assert_eq!(tokenizer.largest_id(), 151_668);
 }
 
 /// The JSON file of a model.

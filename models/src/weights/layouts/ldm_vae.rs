@@ -12,18 +12,27 @@ const OUTSIDE: &[(&str, &str)] = &[
     ("mid.block_2", "mid_block.resnets.1"),
 ];
 
+/// What is outside of encoder and decoder; FLUX.2's has the convolutions inside of them.
+const AROUND: &[(&str, &str)] = &[
+    ("quant_conv", "quant_conv"),
+    ("post_quant_conv", "post_quant_conv"),
+    ("encoder.quant_conv", "quant_conv"),
+    ("decoder.post_quant_conv", "post_quant_conv"),
+    ("bn", "bn"),
+];
+
 /// The attention of the middle.
 const ATTENTION: &[(&str, &str)] =
     &[("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")];
 
-/// Where an `AutoencoderKL` is in the tensors under `prefix`.
+/// Where an `AutoencoderKL`, or FLUX.2's, is in the tensors under `prefix`.
 pub(in crate::weights) fn ldm_vae(source: &dyn TensorSource, prefix: &str) -> Layout {
     let mut layout = Layout::default();
     let keys = under(source, prefix);
     let ups = keys.iter().filter_map(|(_, name)| Some(block(name, "decoder.up")?.0 + 1)).max().unwrap_or(0);
     for (key, name) in keys.iter().filter(|(_, name)| !is_extra(name)) {
-        if name.starts_with("quant_conv.") || name.starts_with("post_quant_conv.") {
-            layout.whole(name.as_str(), key);
+        if let Some(wanted) = renamed(name, AROUND) {
+            layout.whole(wanted, key);
             continue;
         }
         let Some((half, rest)) = name.split_once('.').filter(|(half, _)| ["encoder", "decoder"].contains(half)) else {

@@ -6,9 +6,11 @@
 
 mod clip;
 mod flux;
+mod flux2;
 mod ldm_unet;
 mod ldm_vae;
 mod sd3;
+mod z_image;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,9 +21,11 @@ use easel_kernels::Quantized;
 
 pub(super) use clip::{Projection, clip, open_clip};
 pub(super) use flux::flux;
+pub(super) use flux2::flux2;
 pub(super) use ldm_unet::ldm_unet;
 pub(super) use ldm_vae::ldm_vae;
 pub(super) use sd3::sd3;
+pub(super) use z_image::z_image;
 
 use super::tensors::{TensorInfo, TensorSource};
 use crate::Result;

@@ -119,6 +119,7 @@ pub(super) fn vae(shapes: &Shapes, latents: Latents) -> Result<Value> {
         Latents::Sdxl => (1024, 0.13025, None),
         Latents::Sd3 => (1024, 1.5305, Some(0.0609)),
         Latents::Flux => (1024, 0.3611, Some(0.1159)),
+        Latents::Flux2 => return flux2_vae(shapes),
     };
     let levels = shapes.count("encoder.down_blocks.");
     let channels: Vec<usize> = (0..levels)
@@ -143,6 +144,27 @@ pub(super) fn vae(shapes: &Shapes, latents: Latents) -> Result<Value> {
         "mid_block_add_attention": shapes.has("decoder.mid_block.attentions.0.to_q.weight")
             || shapes.has("decoder.mid_block.attentions.0.query.weight"),
     }))
+}
+
+/// An `AutoencoderKLFlux2`, whose latents are normalised by numbers that are among its weights.
+fn flux2_vae(shapes: &Shapes) -> Result<Value> {
+    let mut config = vae(shapes, Latents::Flux)?;
+    let levels = shapes.count("decoder.up_blocks.");
+    // Counted from the picture on, as the encoder's.
+    let decoder: Vec<usize> = (0..levels)
+        .rev()
+        .map(|level| shapes.side(&format!("decoder.up_blocks.{level}.resnets.0.conv1.weight"), 0))
+        .collect::<Result<_>>()?;
+    if let Some(keys) = config.as_object_mut() {
+        keys.retain(|key, _| !["scaling_factor", "shift_factor", "force_upcast"].contains(&key.as_str()));
+    }
+    config["_class_name"] = json!("AutoencoderKLFlux2");
+    config["batch_norm_eps"] = json!(1e-4);
+    config["patch_size"] = json!([2, 2]);
+    if json!(decoder) != config["block_out_channels"] {
+        config["decoder_block_out_channels"] = json!(decoder);
+    }
+    Ok(config)
 }
 
 /// A `CLIPTextModel`, or one with a projection; OpenAI's own compute with another activation than OpenCLIP's.
@@ -234,5 +256,70 @@ pub(super) fn flux(shapes: &Shapes) -> Result<Value> {
         "joint_attention_dim": shapes.side("context_embedder.weight", 1)?,
         "pooled_projection_dim": shapes.side("time_text_embed.text_embedder.linear_1.weight", 1)?,
         "guidance_embeds": shapes.has("time_text_embed.guidance_embedder.linear_1.weight"),
+    }))
+}
+
+/// A `Flux2Transformer2DModel`.
+pub(super) fn flux2(shapes: &Shapes) -> Result<Value> {
+    let (inputs, width) = (shapes.side("x_embedder.weight", 1)?, shapes.side("x_embedder.weight", 0)?);
+    let outputs = shapes.side("proj_out.weight", 0)?;
+    let head = shapes.side("transformer_blocks.0.attn.norm_q.weight", 0)?;
+    // The first projection of the feed-forward layer has a gate beside it.
+    let inner = shapes.side("transformer_blocks.0.ff.linear_in.weight", 0)? / 2;
+    Ok(json!({
+        "_class_name": "Flux2Transformer2DModel",
+        "patch_size": 1,
+        "in_channels": inputs,
+        "out_channels": if outputs == inputs { Value::Null } else { json!(outputs) },
+        "num_layers": shapes.count("transformer_blocks."),
+        "num_single_layers": shapes.count("single_transformer_blocks."),
+        "attention_head_dim": head,
+        "num_attention_heads": width / head.max(1),
+        "joint_attention_dim": shapes.side("context_embedder.weight", 1)?,
+        "timestep_guidance_channels": shapes.side("time_guidance_embed.timestep_embedder.linear_1.weight", 1)?,
+        "mlp_ratio": inner as f64 / width.max(1) as f64,
+        "guidance_embeds": shapes.has("time_guidance_embed.guidance_embedder.linear_1.weight"),
+    }))
+}
+
+/// A `ZImageTransformer2DModel`.
+pub(super) fn z_image(shapes: &Shapes) -> Result<Value> {
+    let width = shapes.side("all_x_embedder.2-1.weight", 0)?;
+    let norm = "layers.0.attention.norm_q.weight";
+    let head = if shapes.has(norm) { shapes.side(norm, 0)? } else { 2 * HEAD };
+    Ok(json!({
+        "_class_name": "ZImageTransformer2DModel",
+        "all_patch_size": [2],
+        "all_f_patch_size": [1],
+        "in_channels": shapes.side("all_x_embedder.2-1.weight", 1)? / 4,
+        "dim": width,
+        "n_layers": shapes.count("layers."),
+        "n_refiner_layers": shapes.count("noise_refiner."),
+        "n_heads": width / head.max(1),
+        "n_kv_heads": shapes.side("layers.0.attention.to_k.weight", 0)? / head.max(1),
+        "qk_norm": shapes.has(norm),
+        "cap_feat_dim": shapes.side("cap_embedder.1.weight", 1)?,
+    }))
+}
+
+/// A `Qwen3ForCausalLM`.
+pub(super) fn qwen3(shapes: &Shapes) -> Result<Value> {
+    let attention = "model.layers.0.self_attn";
+    let head = shapes.side(&format!("{attention}.q_norm.weight"), 0)?;
+    Ok(json!({
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": shapes.side("model.embed_tokens.weight", 0)?,
+        "hidden_size": shapes.side("model.embed_tokens.weight", 1)?,
+        "intermediate_size": shapes.side("model.layers.0.mlp.gate_proj.weight", 0)?,
+        "num_hidden_layers": shapes.count("model.layers."),
+        "num_attention_heads": shapes.side(&format!("{attention}.q_proj.weight"), 0)? / head.max(1),
+        "num_key_value_heads": shapes.side(&format!("{attention}.k_proj.weight"), 0)? / head.max(1),
+        "head_dim": head,
+        "max_position_embeddings": 40_960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+        "attention_bias": shapes.has(&format!("{attention}.q_proj.bias")),
+        "hidden_act": "silu",
     }))
 }

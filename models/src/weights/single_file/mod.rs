@@ -12,12 +12,13 @@ mod tokenizers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
 use beside::{Beside, searched};
 use recipes::{Part, Recipe, merged, recognise};
+use tokenizers::Tokenizer;
 
 use super::layouts::LaidOut;
 use super::repository::{Bytes, Files, Folder, MODEL_INDEX, Repository};
@@ -51,12 +52,26 @@ impl Overlay {
     }
 }
 
+/// A tokenizer, whose files are made up when the first is read.
+struct Embedded {
+    tokenizer: Tokenizer,
+    files: OnceLock<BTreeMap<&'static str, Bytes>>,
+}
+
+impl Embedded {
+    fn files(&self) -> &BTreeMap<&'static str, Bytes> {
+        self.files.get_or_init(|| self.tokenizer.files().into_iter().collect())
+    }
+}
+
 /// The folder that a single file would be.
 pub(super) struct SingleFile {
     /// Where files are, the first that has one wins.
     overlays: Vec<Overlay>,
-    /// The files that were made up.
+    /// The configurations that were made up.
     made: BTreeMap<String, Bytes>,
+    /// The folders of tokenizers that come from inside of the program.
+    tokenizers: BTreeMap<&'static str, Embedded>,
     /// The weights of the parts.
     parts: BTreeMap<&'static str, Arc<dyn TensorSource>>,
 }
@@ -72,7 +87,12 @@ impl SingleFile {
         let beside = Beside::new(path);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let Recipe { class, index, scheduler, parts } = recognise(&source, &name)?;
-        let mut model = Self { overlays: overlays(&beside, class), made: BTreeMap::new(), parts: BTreeMap::new() };
+        let mut model = Self {
+            overlays: overlays(&beside, class),
+            made: BTreeMap::new(),
+            tokenizers: BTreeMap::new(),
+            parts: BTreeMap::new(),
+        };
         let mut list =
             merged(json!({"_class_name": class, "scheduler": ["diffusers", scheduler["_class_name"]]}), index);
         model.made_json("scheduler/scheduler_config.json", &scheduler);
@@ -82,8 +102,7 @@ impl SingleFile {
             if let Some((folder, tokenizer)) = part.tokenizer {
                 list[folder] = if there { json!(["transformers", tokenizer.class()]) } else { json!([null, null]) };
                 if there && !model.has_any(folder)? {
-                    let files = tokenizer.files().into_iter();
-                    model.made.extend(files.map(|(file, bytes)| (format!("{folder}/{file}"), bytes)));
+                    model.tokenizers.insert(folder, Embedded { tokenizer, files: OnceLock::new() });
                 }
             }
         }
@@ -176,12 +195,20 @@ impl Files for SingleFile {
                 return Ok(Some(bytes));
             }
         }
+        if let Some((folder, file)) = name.split_once('/')
+            && let Some(embedded) = self.tokenizers.get(folder)
+        {
+            return Ok(embedded.files().get(file).cloned());
+        }
         Ok(self.made.get(name).cloned())
     }
 
     fn list(&self, folder: &str) -> Result<BTreeSet<String>> {
         let inside = |file: &String| Some(file.strip_prefix(folder)?.strip_prefix('/')?.to_owned());
         let mut names: BTreeSet<String> = self.made.keys().filter_map(inside).collect();
+        if let Some(embedded) = self.tokenizers.get(folder) {
+            names.extend(embedded.files().keys().map(|name| (*name).to_owned()));
+        }
         for overlay in self.overlays.iter().filter(|overlay| overlay.covers(folder)) {
             names.extend(overlay.folder.list(folder)?);
         }
@@ -194,8 +221,8 @@ impl Files for SingleFile {
 }
 
 impl Repository {
-    /// The model in one file: a checkpoint of Stable Diffusion 1, 2, XL or 3, or of FLUX.1, in the names of the code that it
-    /// was trained with, in ComfyUI's or in diffusers'.
+    /// The model in one file: a checkpoint of Stable Diffusion 1, 2, XL or 3, of FLUX.1 or FLUX.2 klein, or of Z-Image, in
+    /// the names of the code that it was trained with, in ComfyUI's or in diffusers'.
     ///
     /// What the file does not hold is taken from beside it: text encoders and autoencoder from the files and folders that
     /// they are usually kept in, configurations and tokenizers from a folder of the file's name.

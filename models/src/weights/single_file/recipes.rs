@@ -53,7 +53,14 @@ impl Part {
 /// # Errors
 /// When they are none of a model that easel knows.
 pub(super) fn recognise(source: &std::sync::Arc<dyn TensorSource>, name: &str) -> Result<Recipe> {
-    for (role, recipe) in [(Role::Unet, unet as Make), (Role::Sd3, sd3), (Role::Flux, flux)] {
+    for (role, recipe) in [
+        (Role::Unet, unet as Make),
+        (Role::Sd3, sd3),
+        // FLUX.2's blocks have the names of FLUX.1's.
+        (Role::Flux2, flux2),
+        (Role::Flux, flux),
+        (Role::ZImage, z_image),
+    ] {
         if let Some(layout) = role.find(&**source) {
             return recipe(&**source, &LaidOut::new(std::sync::Arc::clone(source), layout), name);
         }
@@ -212,6 +219,36 @@ fn flux(_source: &dyn TensorSource, transformer: &LaidOut, name: &str) -> Result
     Ok(Recipe { class, index: json!({}), scheduler, parts })
 }
 
+/// FLUX.2 klein.
+fn flux2(_source: &dyn TensorSource, transformer: &LaidOut, name: &str) -> Result<Recipe> {
+    let guided = transformer.contains("time_guidance_embed.guidance_embedder.linear_1.weight");
+    let context = transformer.info("context_embedder.weight").and_then(|info| info.shape.get(1).copied()).unwrap_or(0);
+    let scheduler = json!({
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "base_image_seq_len": 256,
+        "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0, "use_dynamic_shifting": true,
+        "time_shift_type": "exponential",
+    });
+    // The states of three layers are put together.
+    let text = Part::new("text_encoder", Role::Qwen3(context / 3)).tokens("tokenizer", Tokenizer::Qwen3);
+    let parts = vec![Part::new("transformer", Role::Flux2), text, Part::new("vae", Role::Vae(Latents::Flux2))];
+    // Only its name tells a base model from the one that was distilled from it.
+    let index = json!({"is_distilled": !name.to_lowercase().contains("base")});
+    let class = if guided { "Flux2Pipeline" } else { "Flux2KleinPipeline" };
+    Ok(Recipe { class, index, scheduler, parts })
+}
+
+/// Z-Image.
+fn z_image(_source: &dyn TensorSource, transformer: &LaidOut, _name: &str) -> Result<Recipe> {
+    let width = transformer.info("cap_embedder.1.weight").and_then(|info| info.shape.get(1).copied()).unwrap_or(0);
+    let scheduler = json!({
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0,
+        "use_dynamic_shifting": false,
+    });
+    let text = Part::new("text_encoder", Role::Qwen3(width)).tokens("tokenizer", Tokenizer::Qwen3);
+    let parts = vec![Part::new("transformer", Role::ZImage), text, Part::new("vae", Role::Vae(Latents::Flux))];
+    Ok(Recipe { class: "ZImagePipeline", index: json!({}), scheduler, parts })
+}
+
 /// What a file is by which key, if it is no model that easel runs.
 const STRANGERS: &[(&str, &str)] = &[
     ("lora_unet_", "is a LoRA, which is used with a model, not as one"),
@@ -226,7 +263,7 @@ const STRANGERS: &[(&str, &str)] = &[
 fn stranger(source: &dyn TensorSource) -> Error {
     let keys = source.keys();
     let known = STRANGERS.iter().find(|(part, _)| keys.iter().any(|key| key.contains(part)));
-    let alone = [Role::Vae(Latents::Sd), Role::ClipL(Projection::None), Role::ClipG, Role::T5]
+    let alone = [Role::Vae(Latents::Sd), Role::ClipL(Projection::None), Role::ClipG, Role::T5, Role::Qwen3(0)]
         .into_iter()
         .find(|role| role.find(source).is_some());
     match (known, alone) {
@@ -240,7 +277,7 @@ fn stranger(source: &dyn TensorSource) -> Error {
             let some = keys.into_iter().min().unwrap_or_default();
             let message = format_args!(
                 "is no model that easel knows: none of its {count} tensors ({some}, …) is one of Stable Diffusion 1, 2, \
-                 XL or 3, or of FLUX.1"
+                 XL or 3, of FLUX.1 or FLUX.2, or of Z-Image"
             );
             Error::file(source.file(), message)
         }
