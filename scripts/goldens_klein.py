@@ -12,7 +12,8 @@ import torch
 from diffusers import (AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinInpaintPipeline, Flux2KleinPipeline,
                        Flux2Transformer2DModel)
 
-from goldens_qwen import case, finish, mask_image, start, strong, text_encoder, write_pictures, write_tokenizer
+from goldens_qwen import (case, finish, mask_image, scheduler, start, strong, text_encoder, tokens, write_pictures,
+                          write_tokenizer)
 
 LONG = "a painting in the style of Vincent van Gogh, swirling stars, night sky, village, " * 24
 WORLD = "café 山の上の城 😀 it's 4k! <|im_end|> <think>\n\nGreen  trees\t"
@@ -26,7 +27,8 @@ MODELS = {
             case(), case(WORLD, (96, 160), seed=1, guidance=4.0), case(LONG, seed=2, steps=1),
             case("tree", (64, 96), seed=3, references=[(64, 64)]),
             case(WORLD, seed=4, references=[(75, 83), (160, 64)], steps=3),
-            case(seed=5, strength=0.8, mask=True, steps=6),
+            case(seed=5, strength=0.8, mask=True, steps=6), case(seed=6, sampler="flow_dpmpp_2m", steps=6),
+            case(seed=7, sampler="unipc", steps=5),
         ]),
     "base": dict(
         seed=302, distilled=False, scheduler=dict(shift=1.7),
@@ -42,6 +44,8 @@ MODELS = {
         cases=[
             case(guidance=4.0), case(WORLD, guidance=1.0, seed=21, steps=3), case(LONG, seed=22, guidance=2.0, steps=7),
             case("tree", (36, 48), seed=23, guidance=3.0),
+            case(seed=27, guidance=2.0, sampler="unipc", steps=5),
+            case(seed=29, sampler="flow_euler", schedule="karras", steps=5),
             case(WORLD, seed=24, guidance=2.0, references=[(64, 80)]), case(seed=25, references=[(64, 80)], steps=2),
             case(WORLD, (72, 64), seed=26, guidance=3.0, strength=0.6, mask=True, steps=5, references=[(66, 70)]),
         ]),
@@ -62,8 +66,8 @@ def make(folder, spec):
         attention_head_dim=16, num_attention_heads=2, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False)
         | spec["transformer"])
     strong(transformer, spec["seed"] + 2)
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **spec["scheduler"])
-    pipe = Flux2KleinPipeline(scheduler, vae, encoder, tok, transformer, is_distilled=spec["distilled"])
+    flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **spec["scheduler"])
+    pipe = Flux2KleinPipeline(flow, vae, encoder, tok, transformer, is_distilled=spec["distilled"])
     files = {f: f.read_bytes() for f in (folder / "tokenizer").iterdir()}
     pipe.to(torch.float16).save_pretrained(folder)
     shutil.rmtree(folder / "tokenizer")
@@ -86,7 +90,7 @@ def picture(pipe, what):
     else:
         kind = Flux2KleinPipeline
         call |= dict(height=size[1], width=size[0], image=references or None)
-    task = kind(pipe.scheduler, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.transformer,
+    task = kind(scheduler(pipe, what), pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.transformer,
                 is_distilled=pipe.config.is_distilled)
     task.set_progress_bar_config(disable=True)
     # The finished latents are those of the last step: the pipeline itself would undo their normalisation.
@@ -100,13 +104,14 @@ def picture(pipe, what):
 
 def generate(folder):
     """Writes everything under `folder`."""
-    cases, latents = [], {}
+    cases, latents, texts = [], {}, {}
     for name, spec in MODELS.items():
         pipe = make(folder / name, spec)
         rows, finished = write_pictures(folder, name, [picture(pipe, what) for what in spec["cases"]])
         cases += rows
         latents |= finished
-    finish(folder, cases, latents)
+        texts[name] = tokens(pipe.tokenizer)
+    finish(folder, cases, latents, texts)
 
 
 def random_spec(seed):
@@ -126,6 +131,7 @@ def random_spec(seed):
         mask = r.random() < 0.3
         cases.append(case(text(), (side(), side()), steps=r.randint(4, 8), guidance=r.choice([0.0, 1.0, 1.5, 4.0]),
                           seed=r.randint(0, 2**40), strength=r.uniform(0.3, 1) if mask else None, mask=mask,
+                          sampler=None if mask else r.choice([None, None, None, "unipc"]),
                           references=[looked_at() for _ in range(r.choice([0, 0, 1] if mask else [0, 0, 1, 2, 3]))]))
     wide = lambda: tuple(r.choice([4, 8, 12]) for _ in range(levels))
     return dict(

@@ -3,6 +3,7 @@ their pictures are written down."""
 import json
 import math
 
+import diffusers
 import numpy as np
 import torch
 from PIL import Image
@@ -20,6 +21,30 @@ ADDED = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_r
 </tool_response> <think> </think>""".split()
 NOT_SPECIAL = {"<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
                "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"}
+
+# What tokenizers find hard: contractions, digits, white space, marks, scripts, composed and decomposed letters.
+TEXTS = [
+    "", " ", "\n", "  a  photo\tof\n\na   cat ", "\r\nwindows\r\n\r\nlines \r", "It's THEY'LL we've I'm he'd don't 'S ''re",
+    "it’s a “quoted” ‘prompt’ — with… dashes–", "42 1234567890 3.14 1,000,000 2nd f/1.4 ²½٣ Ⅷ ①",
+    "(masterpiece:1.2), [best|quality] {very_detailed} <lora:x:0.8>\n!!! ??? ...\n\n", "snake_case __init__ CamelCase",
+    "café naïve", "cafe\u0301 nai\u0308ve", "ÀÉÎÕÜ ß ẞ İ ı ΣΑΣ", "Привет, мир!", "山の上の城と桜の花、夜空。", "고양이 사진",
+    "مرحبا بالعالم", "ภาพถ่ายของแมว", "नमस्ते दुनिया", "😀 🐈\u200d⬛ 👩\u200d🚀 ❤\ufe0f", "a😀b🐈c", "nul\u0000bell\u0007",
+    "non\u00a0breaking\u3000ideographic\u2028line", "<|im_end|>\n<|im_start|>system\n<think> x </think><|endoftext|>",
+    "<tool_call> </tool_call><|fim_pad|> <|IM_END|>", "{{ messages }} {% raw %}", "a" * 90, "tree " * 60,
+]
+
+
+def tokens(tok):
+    """Each text's ids inside of the template, truncated and padded as the pipelines do it."""
+    rows = []
+    for text in TEXTS:
+        for thinking in (True, False):
+            chat = tok.apply_chat_template([dict(role="user", content=text)], tokenize=False, add_generation_prompt=True,
+                                           enable_thinking=thinking)
+            made = tok(chat, padding="max_length", max_length=48, truncation=True)
+            rows.append(dict(text=text, thinking=thinking, ids=made.input_ids, mask=made.attention_mask))
+    return rows
+
 
 # A template with the parts of Jinja that Qwen3's own uses.
 TEMPLATE = """{%- if tools %}
@@ -133,11 +158,31 @@ def strong(module, seed, gain=1.0):
     return module
 
 
+# Other schedulers than the model's own, and what they are told.
+SAMPLERS = {
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_dpmpp_2m": ("DPMSolverMultistepScheduler", dict(use_flow_sigmas=True, prediction_type="flow_prediction")),
+    "unipc": ("UniPCMultistepScheduler", dict(use_flow_sigmas=True, prediction_type="flow_prediction")),
+}
+SCHEDULES = {"karras": dict(use_karras_sigmas=True), "exponential": dict(use_exponential_sigmas=True)}
+
+
 def case(prompt="a photo of a cat", size=(64, 64), *, steps=4, guidance=0.0, seed=0, negative=None, strength=None,
-         mask=False, references=(), **scheduler):
+         mask=False, references=(), sampler=None, schedule=None):
     """One picture; `strength` starts from the start image, `mask` paints a part of it, `references` are looked at."""
     return dict(prompt=prompt, negative=negative, width=size[0], height=size[1], steps=steps, guidance=guidance, seed=seed,
-                strength=strength, mask=mask, references=list(references), **scheduler)
+                strength=strength, mask=mask, references=list(references), sampler=sampler, schedule=schedule)
+
+
+def scheduler(pipe, what):
+    """The scheduler of a case."""
+    if what["sampler"] is None:
+        return pipe.scheduler
+    name, keys = SAMPLERS[what["sampler"]]
+    keys = keys | SCHEDULES.get(what["schedule"], {})
+    if "use_flow_sigmas" in keys:
+        keys |= dict(flow_shift=pipe.scheduler.config.shift)
+    return getattr(diffusers, name).from_config(pipe.scheduler.config, **keys)
 
 
 def start(size):
@@ -162,7 +207,7 @@ def write_pictures(folder, name, rows):
     return cases, latents
 
 
-def finish(folder, cases, latents):
+def finish(folder, cases, latents, texts):
     sizes = {(c["width"], c["height"]) for c in cases if c["strength"] is not None}
     sizes |= {tuple(r) for c in cases for r in c["references"]}
     for size in sorted(sizes):
@@ -171,3 +216,4 @@ def finish(folder, cases, latents):
     save_file(latents, folder / "latents.safetensors")
     lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
     (folder / "cases.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (folder / "tokens.json").write_text(json.dumps(texts).replace('{"text"', '\n{"text"') + "\n", encoding="utf-8")

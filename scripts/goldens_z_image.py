@@ -12,7 +12,8 @@ import torch
 from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline, ZImageInpaintPipeline,
                        ZImagePipeline, ZImageTransformer2DModel)
 
-from goldens_qwen import case, finish, mask_image, start, strong, text_encoder, write_pictures, write_tokenizer
+from goldens_qwen import (case, finish, mask_image, scheduler, start, strong, text_encoder, tokens, write_pictures,
+                          write_tokenizer)
 
 LONG = "a painting in the style of Vincent van Gogh, swirling stars, night sky, village, " * 24
 WORLD = "café 山の上の城 😀 it's 4k! <|im_end|> <think>\n\nGreen  trees\t"
@@ -29,6 +30,7 @@ MODELS = {
             case(seed=7, strength=0.6, steps=7), case(WORLD, (96, 64), seed=8, strength=1.0, guidance=3.0),
             case(seed=9, strength=0.3, steps=10), case(seed=10, strength=0.75, mask=True, steps=6),
             case(WORLD, (96, 64), seed=11, strength=1.0, mask=True, guidance=2.5),
+            case(seed=13, sampler="flow_euler", schedule="karras", steps=5),
         ]),
     "base": dict(
         seed=202, transformer=dict(dim=48, n_heads=4, n_kv_heads=4, axes_dims=[2, 6, 4], n_layers=1, n_refiner_layers=1,
@@ -60,8 +62,8 @@ def make(folder, spec):
     transformer = ZImageTransformer2DModel(**dict(cap_feat_dim=encoder.config.hidden_size, axes_lens=[1024, 64, 64],
                                                   in_channels=vae.config.latent_channels) | spec["transformer"])
     strong(transformer, spec["seed"] + 2, gain=1.2)
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **spec["scheduler"])
-    pipe = ZImagePipeline(scheduler, vae, encoder, tok, transformer)
+    flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **spec["scheduler"])
+    pipe = ZImagePipeline(flow, vae, encoder, tok, transformer)
     files = {f: f.read_bytes() for f in (folder / "tokenizer").iterdir()}
     pipe.to(torch.float16).save_pretrained(folder)
     shutil.rmtree(folder / "tokenizer")
@@ -83,7 +85,7 @@ def picture(pipe, what):
     if what["mask"]:
         call |= dict(mask_image=mask_image(size))
         kind = ZImageInpaintPipeline
-    task = kind(pipe.scheduler, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.transformer)
+    task = kind(scheduler(pipe, what), pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.transformer)
     task.set_progress_bar_config(disable=True)
     seeded = lambda: torch.Generator().manual_seed(what["seed"])
     latents = task(**call, generator=seeded(), output_type="latent").images
@@ -92,13 +94,14 @@ def picture(pipe, what):
 
 def generate(folder):
     """Writes everything under `folder`."""
-    cases, latents = [], {}
+    cases, latents, texts = [], {}, {}
     for name, spec in MODELS.items():
         pipe = make(folder / name, spec)
         rows, finished = write_pictures(folder, name, [picture(pipe, what) for what in spec["cases"]])
         cases += rows
         latents |= finished
-    finish(folder, cases, latents)
+        texts[name] = tokens(pipe.tokenizer)
+    finish(folder, cases, latents, texts)
 
 
 def random_spec(seed):
@@ -123,6 +126,7 @@ def random_spec(seed):
         strength = r.choice([None, None, r.uniform(0.3, 1)])
         cases.append(case(text(), size, steps=r.randint(4, 9), guidance=r.choice([0.0, 0.7, 1.0, 3.5]), seed=r.randint(0, 2**40),
                           negative=r.choice([None, text()]), strength=strength,
+                          **r.choice([{}, {}, dict(sampler="flow_euler", schedule=r.choice([None, "karras", "exponential"]))]),
                           mask=strength is not None and r.random() < 0.5))
     return dict(
         seed=seed, cases=cases,

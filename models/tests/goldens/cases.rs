@@ -1,12 +1,14 @@
 //! Whole pictures of the families that keep them in a folder of their own: `cases.json`, the tiny pipelines, the pictures
 //! and the finished latents.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use easel_models::families::{Placement, open};
 use easel_models::samplers::SamplingSpec;
+use easel_models::text::{QwenTokenizer, Thinking};
 use easel_models::weights::Repository;
 use easel_models::{GrayImage, InitImage, Pipeline, Prompt, RenderSpec, RgbImage, Stage, Trajectory};
 use serde::Deserialize;
@@ -53,6 +55,15 @@ pub(crate) struct Case {
     until: Option<f64>,
     #[serde(default)]
     base: Option<String>,
+}
+
+/// A text in its chat template.
+#[derive(Deserialize)]
+struct Chat {
+    text: String,
+    thinking: bool,
+    ids: Vec<u32>,
+    mask: Vec<u8>,
 }
 
 /// A family's folder.
@@ -122,6 +133,25 @@ impl Cases {
         let positive = Prompt { clip_skip: case.clip_skip, ..Prompt::new(&case.prompt) };
         let row = pipeline.begin(&spec, encode(&positive), negative);
         row.unwrap_or_else(|error| panic!("{}: {error}", case.file))
+    }
+
+    /// Compares each text's ids and mask, inside of its chat template, with transformers'.
+    pub(crate) fn chats(&self) {
+        let texts: BTreeMap<String, Vec<Chat>> =
+            serde_json::from_slice(&std::fs::read(self.folder.join("tokens.json")).unwrap()).unwrap();
+        let mut faults = Faults::default();
+        for (model, chats) in &texts {
+            let repository = Repository::folder(self.folder.join(model)).unwrap();
+            let tokenizer = QwenTokenizer::open(&repository, "tokenizer").unwrap();
+            for Chat { text, thinking, ids, mask } in chats {
+                let thinking = if *thinking { Thinking::Enabled } else { Thinking::Disabled };
+                let found = tokenizer.encode(text, thinking, ids.len()).unwrap();
+                let right = found.ids == *ids && found.mask == *mask;
+                faults.check(right, format_args!("{model} {thinking:?} {text:?}: {:?}, not {ids:?}", found.ids));
+            }
+            assert!(chats.len() > 50, "{model}: {} texts", chats.len());
+        }
+        faults.finish();
     }
 
     /// Makes every picture alone, and compares pictures and latents with the reference's.

@@ -28,3 +28,8 @@ fn flux_2_klein_computes_in_half_precision() {
     cases().narrow("distilled", DType::BF16, 30.0);
     cases().narrow("distilled", DType::F16, 40.0);
 }
+
+#[test]
+fn flux_2_kleins_tokenizer_gives_transformers_ids_in_its_chat_template() {
+    cases().chats();
+}

@@ -27,3 +27,8 @@ fn z_image_computes_in_half_precision() {
     cases().narrow("turbo", DType::BF16, 30.0);
     cases().narrow("turbo", DType::F16, 40.0);
 }
+
+#[test]
+fn qwens_tokenizer_gives_transformers_ids_in_its_chat_template() {
+    cases().chats();
+}
