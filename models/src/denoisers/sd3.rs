@@ -155,6 +155,7 @@ impl Sd3 {
 
         for (at, block) in self.blocks.iter().enumerate() {
             (x, context) = block.forward(&x, &context, &embedding, &hooks.adapters)?;
+            // As many blocks to each residual, shared out in floating point as diffusers does it.
             let each = self.blocks.len() as f64 / hooks.residuals.len() as f64;
             if let Some(residual) = hooks.residuals.get((at as f64 / each) as usize)
                 && at + 1 < self.blocks.len()
