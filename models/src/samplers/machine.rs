@@ -147,8 +147,10 @@ impl Walk {
     }
 
     pub(super) fn progress(&self) -> Progress {
-        let done = (self.at - self.first).saturating_sub(self.extra);
-        Progress { step: done, steps: (self.len() - self.first).saturating_sub(self.extra).max(1) }
+        let left = self.len() - self.first;
+        // A walk that begins late may have fewer calls before it than are more than one a step; its last is a step.
+        let extra = self.extra.min(left.saturating_sub(1));
+        Progress { step: (self.at - self.first).saturating_sub(extra), steps: left - extra }
     }
 
     /// The noise levels that the current step leads from and to.

@@ -269,7 +269,7 @@ impl Plan {
             Method::FlowEuler => Box::new(solvers::FlowEuler::new(walk, reader, settings.stochastic)),
         };
         Ok(match end {
-            Some((end, steps)) => Box::new(Until::new(sampler, end, steps)),
+            Some((end, steps)) => Box::new(Until::new(sampler, end, steps)?),
             None => sampler,
         })
     }

@@ -79,8 +79,10 @@ pub(super) struct Until {
 }
 
 impl Until {
-    pub(super) fn new(inner: Box<dyn Sampler>, end: f64, steps: usize) -> Self {
-        Self { inner, end, steps: steps.max(1), done: false }
+    pub(super) fn new(inner: Box<dyn Sampler>, end: f64, steps: usize) -> Result<Self> {
+        let mut sampler = Self { inner, end, steps: steps.max(1), done: false };
+        sampler.done = sampler.query()?.is_none();
+        Ok(sampler)
     }
 }
 
@@ -160,6 +162,24 @@ mod tests {
         }
     }
 
+    /// Goes through what is left of a schedule and holds it to its count of steps.
+    fn finishes(plan: Plan) {
+        let (steps, latents) = (plan.steps(), first_latents(&plan));
+        let mut sampler = start(plan, latents);
+        drive(sampler.as_mut(), "epsilon");
+        assert_eq!(sampler.progress(), Progress { step: steps, steps });
+    }
+
+    #[test]
+    fn a_second_part_of_one_call_ends() {
+        // PNDM's extra calls lie before it; its last one is a step all the same.
+        for sampler in ["pndm", "ddim", "heun"] {
+            let mut rest = plan(sampler, 12);
+            rest.start_at(0.95).unwrap();
+            finishes(rest);
+        }
+    }
+
     #[test]
     fn every_sampler_counts_the_steps_of_its_part() {
         for info in catalogue().iter().filter(|info| info.kind != crate::samplers::ModelKind::Flow) {
@@ -179,6 +199,7 @@ mod tests {
                 assert_eq!(step, steps, "{} {share}", info.name);
                 let mut rest = plan(info.name, 12);
                 rest.start_at(share).unwrap();
+                finishes(rest.clone());
                 // PNDM's calls beyond one a step count for neither part.
                 assert!(
                     info.name == "pndm" || rest.steps() + steps >= 12,
