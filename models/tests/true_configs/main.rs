@@ -136,14 +136,14 @@ mod tests {
         let faults: Vec<String> =
             files.iter().filter_map(|file| Some(format!("{}: {}", file.display(), fault(file)?))).collect();
         assert!(faults.is_empty(), "\n{}", faults.join("\n"));
-        // Their weights would take tens of gigabytes.
+        // Their weights would take tens of gigabytes. The process has other tests, too, which take some memory.
         #[cfg(target_os = "linux")]
         {
             let status = fs::read_to_string("/proc/self/status").unwrap();
             let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
             let mib = peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10;
             println!("{} networks were built in {mib} MiB", files.len());
-            assert!(mib < 128, "{mib} MiB: the weights were copied");
+            assert!(mib < 1024, "{mib} MiB: the weights were copied");
         }
     }
 
