@@ -85,9 +85,22 @@ pub struct ModelsConfig {
     pub dtype: String,
     /// Most rows in one model call; 0 lets memory and measured cost decide.
     pub max_batch_rows: usize,
-    /// GiB of memory that rows may take while they are computed.
+    /// GiB of memory that the rows of one model call may take while they are computed.
     pub memory_gib: Option<f64>,
+    /// GiB of memory that the weights of all loaded models together may take.
+    pub weights_gib: Option<f64>,
+    /// Models that are loaded at the start; `default` is the default model.
+    pub preload: Vec<String>,
+    /// Models that are loaded at the start and never unloaded.
+    pub pinned: Vec<String>,
+    /// Seconds after which a model that nobody uses is unloaded; 0 keeps it until another needs the memory.
+    pub idle_unload_seconds: u64,
+    /// Seconds that a model in use keeps its memory, at least, before it makes room for one that does not fit beside it.
+    pub turn_seconds: u64,
 }
+
+/// What stands for the default model in `preload` and `pinned`.
+pub const DEFAULT_MODEL: &str = "default";
 
 impl Default for ModelsConfig {
     fn default() -> Self {
@@ -100,6 +113,11 @@ impl Default for ModelsConfig {
             dtype: "auto".into(),
             max_batch_rows: 0,
             memory_gib: None,
+            weights_gib: None,
+            preload: vec![DEFAULT_MODEL.into()],
+            pinned: Vec::new(),
+            idle_unload_seconds: 0,
+            turn_seconds: 10,
         }
     }
 }

@@ -60,6 +60,10 @@ pub enum Code {
     Internal,
     /// No model is loaded yet.
     ModelLoading,
+    /// The model's weights cannot be loaded.
+    ModelFailed,
+    /// The model is pinned, so it is not unloaded.
+    ModelPinned,
     /// The server is going down.
     ShuttingDown,
     /// The request does not fit the device's memory.
@@ -92,6 +96,8 @@ impl Code {
         Self::QueueFull,
         Self::Internal,
         Self::ModelLoading,
+        Self::ModelFailed,
+        Self::ModelPinned,
         Self::ShuttingDown,
         Self::OutOfMemory,
         Self::StorageFull,
@@ -120,6 +126,8 @@ impl Code {
             Self::QueueFull => "queue_full",
             Self::Internal => "internal",
             Self::ModelLoading => "model_loading",
+            Self::ModelFailed => "model_failed",
+            Self::ModelPinned => "model_pinned",
             Self::ShuttingDown => "shutting_down",
             Self::OutOfMemory => "out_of_memory",
             Self::StorageFull => "storage_full",
@@ -137,12 +145,14 @@ impl Code {
             Self::ModelNotFound | Self::JobNotFound | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::IdempotencyMismatch | Self::JobCanceled | Self::JobBusy => StatusCode::CONFLICT,
+            Self::IdempotencyMismatch | Self::JobCanceled | Self::JobBusy | Self::ModelPinned => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::ModelLoading | Self::ShuttingDown | Self::OutOfMemory => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ModelLoading | Self::ModelFailed | Self::ShuttingDown | Self::OutOfMemory => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
         }
     }
@@ -161,7 +171,12 @@ impl Code {
     /// where it matters that they try again. They retry 408, 409, 429 and everything from 500 by themselves.
     fn retry(self) -> Option<bool> {
         match self {
-            Self::IdempotencyMismatch | Self::JobCanceled | Self::OutOfMemory | Self::StorageFull => Some(false),
+            Self::IdempotencyMismatch
+            | Self::JobCanceled
+            | Self::ModelFailed
+            | Self::ModelPinned
+            | Self::OutOfMemory
+            | Self::StorageFull => Some(false),
             Self::QueueFull | Self::ModelLoading | Self::ShuttingDown | Self::RequestTimeout | Self::JobBusy => {
                 Some(true)
             }
@@ -174,8 +189,8 @@ impl Code {
         match self {
             Self::QueueFull => Some(2),
             Self::ModelLoading | Self::ShuttingDown => Some(5),
-            // Only a larger machine mends it, but every 503 says when to look again.
-            Self::OutOfMemory => Some(60),
+            // Only a larger machine or mended files help, but every 503 says when to look again.
+            Self::OutOfMemory | Self::ModelFailed => Some(60),
             _ => None,
         }
     }

@@ -38,8 +38,8 @@ pub(crate) fn routes() -> Routes {
             Access::Needs(Role::Read),
             Doc::new("Jobs", "Watch a job by server-sent events")
                 .about(
-                    "queued, started, progress, preview, output, and last succeeded, failed or canceled. Each event's \
-                     data is an Event object. A job whose last event was seen already is answered with 204.",
+                    "queued, loading, started, progress, preview, output, and last succeeded, failed or canceled. Each \
+                     event's data is an Event object. A job whose last event was seen already is answered with 204.",
                 )
                 .path("id", "string", "The job's id.")
                 .header("Last-Event-ID", "Only events after this one.")
@@ -176,6 +176,10 @@ fn data(app: &App, urls: &Urls, event: &JobEvent) -> Value {
             data["image"] = json!(image);
             data["step"] = json!(step);
             data["steps"] = json!(steps);
+            false
+        }
+        JobEventKind::Loading(loading) => {
+            data["loading"] = json!(loading);
             false
         }
         JobEventKind::Preview { image, index, png } => {

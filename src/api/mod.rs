@@ -3,6 +3,7 @@
 //! Every route is listed once, with who may call it and what it says of itself ([`routes`]); the router, the key
 //! check, the errors' shapes and the API document are all made from that list.
 
+mod admin;
 mod auth;
 mod body;
 mod browser;
@@ -98,6 +99,7 @@ fn all(app: &App) -> Routes {
         .merge(outputs::routes())
         .merge(files::routes())
         .merge(models::routes())
+        .merge(admin::routes())
         .merge(status::routes());
     let native = if app.config.server.docs { native.merge(page::routes()) } else { native };
     dialects::ALL.iter().fold(native, |routes, dialect| routes.merge(dialect()))

@@ -13,6 +13,7 @@ use super::doc::Doc;
 use super::errors::{ApiError, Code};
 use super::routes::{Access, Routes};
 use crate::config::Role;
+use crate::engine::{LoadingStatus, ModelStatus, Peaks};
 
 pub(crate) fn routes() -> Routes {
     Routes::new(dialects::openai_shape)
@@ -56,8 +57,20 @@ pub(crate) struct ModelReply {
     default: bool,
     /// Further names of it.
     aliases: Vec<String>,
-    /// `loaded`
+    /// `unloaded` (the first request has it loaded), `loading`, `ready`, `unloading`, or `failed`.
     state: &'static str,
+    /// Why it could not be loaded, of a model that failed; a later request has it tried again.
+    error: Option<String>,
+    /// How far it is loaded, while it is: `done` and `total` in bytes, and whether it is `fetching` them over the network.
+    #[schema(value_type = Option<Object>)]
+    loading: Option<LoadingStatus>,
+    /// Bytes that its weights take in memory.
+    weight_bytes: u64,
+    /// Whether it is never unloaded.
+    pinned: bool,
+    /// The most bytes that it took so far, its weights included: `predicted` from the shapes, and `seen`.
+    #[schema(value_type = Object)]
+    peaks: Peaks,
     family: String,
     /// One sentence for people; may be empty.
     description: String,
@@ -136,8 +149,11 @@ pub(crate) struct SamplerList {
     data: &'static [SamplerInfo],
 }
 
-fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
+/// A model as it is now.
+pub(crate) fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
     let Size { width, height } = card.native;
+    let ModelStatus { state, error, loading, weight_bytes, pinned, peaks } =
+        app.engine.status(name).unwrap_or_default();
     ModelReply {
         id: name.into(),
         object: "model",
@@ -145,8 +161,12 @@ fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
         owned_by: "easel",
         default: name == app.resolver.default_model(),
         aliases: app.resolver.aliases(name).map(ToOwned::to_owned).collect(),
-        // Every model of the registry is loaded before the server listens.
-        state: "loaded",
+        state: state.name(),
+        error,
+        loading,
+        weight_bytes,
+        pinned,
+        peaks,
         family: card.family.clone(),
         description: card.description.clone(),
         subjects: card.subjects.clone(),
@@ -173,9 +193,16 @@ fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
     }
 }
 
+impl ModelList {
+    /// Every model as it is now.
+    pub(crate) fn of(app: &App) -> Self {
+        let data = app.resolver.models().iter().map(|(name, card)| model(app, name, card)).collect();
+        Self { object: "list", data }
+    }
+}
+
 async fn list(State(app): State<App>) -> Json<ModelList> {
-    let data = app.resolver.models().iter().map(|(name, card)| model(&app, name, card)).collect();
-    Json(ModelList { object: "list", data })
+    Json(ModelList::of(&app))
 }
 
 async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<ModelReply>, ApiError> {

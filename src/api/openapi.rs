@@ -17,12 +17,13 @@ use crate::request::fields::{FIELDS, Field, Kind};
 pub(crate) struct Spec(Arc<str>);
 
 /// The document's chapters, in order.
-const TAGS: [(&str, &str); 8] = [
+const TAGS: [(&str, &str); 9] = [
     ("Images", "OpenAI's images API, with Together's and our own fields."),
     ("Jobs", "Every generation as a job: create, watch, cancel, delete."),
     ("Pictures", "Finished pictures."),
     ("Models", "What may be named in a request."),
     ("Server", "How the server is."),
+    ("Administration", "What the operator can have done."),
     ("Plain jobs", "Jobs in the shape `{id, state, output, error}`."),
     ("Tasks", "Jobs in the shape `{id, status, output}`."),
     ("Pages", "What a browser shows."),

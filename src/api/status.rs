@@ -12,6 +12,7 @@ use super::errors::{ApiError, Code};
 use super::routes::{Access, Routes};
 use super::submit::shutting_down;
 use crate::config::Role;
+use crate::engine::ModelState;
 use crate::policy::Caller;
 
 pub(crate) fn routes() -> Routes {
@@ -28,9 +29,13 @@ pub(crate) fn routes() -> Routes {
         .get(
             "/readyz",
             Access::Open,
-            Doc::new("Server", "Whether a model is loaded and requests are taken")
+            Doc::new("Server", "Whether requests are taken and can be answered")
+                .about(
+                    "Not while a model that is configured to be loaded at the start is still being loaded, and not \
+                     once every model has failed.",
+                )
                 .ok("Health")
-                .errors(&[Code::ModelLoading, Code::ShuttingDown]),
+                .errors(&[Code::ModelLoading, Code::ModelFailed, Code::ShuttingDown]),
             ready,
         )
         .get(
@@ -66,8 +71,15 @@ async fn ready(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     if !app.engine.takes_work() {
         return Err(ApiError::new(Code::ShuttingDown, "the engine has ended; the server must be started again"));
     }
-    if app.engine.models().is_empty() {
-        return Err(ApiError::new(Code::ModelLoading, "no model is loaded yet"));
+    let queue = app.engine.queue();
+    // A first request should not have to wait for what was to be there from the start. That a request's model is loaded
+    // later on is nobody else's matter.
+    if !queue.starting.is_empty() {
+        let message = format!("still being loaded for the start: {}", queue.starting.join(", "));
+        return Err(ApiError::new(Code::ModelLoading, message));
+    }
+    if queue.models.iter().all(|model| model.status.state == ModelState::Failed) {
+        return Err(ApiError::new(Code::ModelFailed, "no model can be loaded; /v1/models says why"));
     }
     Ok(Json(json!({"status": "ready", "version": env!("CARGO_PKG_VERSION")})))
 }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::urls::Urls;
 use super::{App, files};
-use crate::jobs::{Job, JobError, JobMetrics, Status};
+use crate::jobs::{Job, JobError, JobMetrics, ModelLoading, Status};
 use crate::request::ResolvedRequest;
 
 /// A job.
@@ -33,6 +33,10 @@ pub(crate) struct JobReply {
     started_at: Option<Timestamp>,
     #[schema(value_type = Option<String>)]
     finished_at: Option<Timestamp>,
+    /// How far the model that it waits for is loaded, while it is: `model`, `done` and `total` in bytes, and whether it
+    /// is `fetching` them over the network.
+    #[schema(value_type = Option<Object>)]
+    loading: Option<ModelLoading>,
     /// Steps done of all its pictures' steps, in 0..=1.
     progress: f64,
     /// Jobs ahead of it while it waits.
@@ -65,6 +69,7 @@ impl JobReply {
             created_at: job.created_at,
             started_at: job.started_at,
             finished_at: job.finished_at,
+            loading: job.loading.clone(),
             progress: job.progress,
             queue_position: job.queue_position,
             eta_ms: job.eta_ms,

@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use crate::config::{Config, ConfigError, ModelsConfig};
+use crate::engine::free_bytes;
 
 /// The name that the model inside the binary is served under.
 pub(super) const BUILT_IN: &str = easel_models::weights::BUILTIN_MODEL;
@@ -77,13 +78,18 @@ impl ModelFlags {
     }
 }
 
-/// Reads `NAME=SOURCE`; a bare source is named after its last path component.
+/// How the names of single files end.
+const FILES: [&str; 2] = [".safetensors", ".gguf"];
+
+/// Reads `NAME=SOURCE`; a bare source is named after its last path component, without a file's ending.
 pub(super) fn named_source(text: &str) -> Result<(String, String), String> {
     let (name, source) = match text.split_once('=') {
         Some((name, source)) => (name.to_owned(), source.to_owned()),
         None => {
             let trimmed = text.trim_end_matches('/');
-            (trimmed.rsplit('/').next().unwrap_or(trimmed).to_owned(), text.to_owned())
+            let last = trimmed.rsplit('/').next().unwrap_or(trimmed);
+            let name = FILES.iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last);
+            (name.to_owned(), text.to_owned())
         }
     };
     if name.is_empty() || source.is_empty() {
@@ -106,7 +112,8 @@ pub(super) fn repository(name: &str, source: Option<&str>) -> Result<Repository,
     }
 }
 
-/// Where models are placed.
+/// Where models are placed. What their weights may take together is also what one of them may: a model that is larger
+/// has its parts loaded in turn.
 pub(super) fn placement(config: &ModelsConfig) -> Result<Placement, CliError> {
     let device = device(&config.device)?;
     let dtype = match config.dtype.as_str() {
@@ -119,7 +126,19 @@ pub(super) fn placement(config: &ModelsConfig) -> Result<Placement, CliError> {
             return Err(CliError::Usage(format!("models.dtype is {other:?}; it can be auto, f32, bf16 or f16")));
         }
     };
-    Ok(Placement { device, dtype, memory: None })
+    let memory = config.weights_gib.map(gib).or_else(|| weights_bytes(&device));
+    Ok(Placement { device, dtype, memory })
+}
+
+/// What the weights may take where nothing is configured: three quarters of the memory that is free now, so that rows,
+/// decoding and others have the rest. `None` where the device does not say.
+fn weights_bytes(device: &Device) -> Option<u64> {
+    free_bytes(device).map(|free| free / 4 * 3)
+}
+
+/// A configured size in bytes. An absurd one saturates.
+fn gib(gib: f64) -> u64 {
+    (gib * f64::from(1 << 30)) as u64
 }
 
 fn device(name: &str) -> Result<Device, CliError> {
@@ -138,22 +157,35 @@ fn device(name: &str) -> Result<Device, CliError> {
 }
 
 /// Models by the names that they are served under.
-pub(super) type Loaded = Vec<(String, Arc<dyn Pipeline>)>;
+pub(super) type Opened = Vec<(String, Arc<dyn Pipeline>)>;
 
-/// Loads every configured model and, last, the one inside the binary.
-pub(super) fn load_models(config: &ModelsConfig) -> Result<Loaded, CliError> {
+/// Opens every configured model and, last, the one inside the binary. Their weights are not read.
+pub(super) fn open_models(config: &ModelsConfig, placement: &Placement) -> Result<Opened, CliError> {
     let built_in = (!config.sources.contains_key(BUILT_IN)).then_some((BUILT_IN, None));
     let configured = config.sources.iter().map(|(name, source)| (name.as_str(), Some(source.as_str())));
-    configured.chain(built_in).map(|(name, source)| Ok((name.to_owned(), load_model(config, name, source)?))).collect()
+    let open = |(name, source): (&str, Option<&str>)| {
+        let start = std::time::Instant::now();
+        let pipeline = open(name, &repository(name, source)?, placement)?;
+        let (family, parameters, ms) = (&pipeline.card().family, pipeline.card().parameters, milliseconds(start));
+        tracing::info!(model = name, family, parameters, weight_bytes = pipeline.weight_bytes(), ms, "opened");
+        Ok((name.to_owned(), pipeline))
+    };
+    configured.chain(built_in).map(open).collect()
 }
 
-/// Loads one model; without a source, the one inside the binary.
+/// Opens one model and loads its weights; without a source, the one inside the binary.
 pub(super) fn load_model(
     config: &ModelsConfig,
     name: &str,
     source: Option<&str>,
 ) -> Result<Arc<dyn Pipeline>, CliError> {
-    open(name, &repository(name, source)?, &placement(config)?)
+    let start = std::time::Instant::now();
+    let pipeline = open(name, &repository(name, source)?, &placement(config)?)?;
+    pipeline.load(&|_| {}).map_err(|source| CliError::Model { name: name.into(), source })?;
+    let card = pipeline.card();
+    let (family, parameters, dtype) = (&card.family, card.parameters, &card.dtype);
+    tracing::info!(model = name, family, parameters, dtype, ms = milliseconds(start), "loaded");
+    Ok(pipeline)
 }
 
 /// The name of the asked model, else of the default one, and its source unless it is the one inside the binary.
@@ -167,21 +199,13 @@ pub(super) fn source_of(config: &Config, asked: Option<&str>) -> (String, Option
     }
 }
 
-fn open(name: &str, repository: &Repository, placement: &Placement) -> Result<Arc<dyn Pipeline>, CliError> {
-    let start = std::time::Instant::now();
-    let failed = |source| CliError::Model { name: name.into(), source };
-    let pipeline = families::open(repository, placement, name).map_err(failed)?;
-    pipeline.load(&|_| {}).map_err(failed)?;
-    let card = pipeline.card();
-    tracing::info!(
-        model = name,
-        family = card.family,
-        parameters = card.parameters,
-        dtype = card.dtype,
-        ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "loaded"
-    );
-    Ok(pipeline)
+/// Opens a model whose files are at hand.
+pub(super) fn open(name: &str, repository: &Repository, placement: &Placement) -> Result<Arc<dyn Pipeline>, CliError> {
+    families::open(repository, placement, name).map_err(|source| CliError::Model { name: name.into(), source })
+}
+
+fn milliseconds(since: std::time::Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A bar that counts `unit`s.

@@ -88,6 +88,7 @@ impl Generate {
             priority: request.priority,
             owner: String::new(),
             previews: 0,
+            second: None,
             events,
         };
         engine.submit(work).map_err(CliError::other)?;
@@ -133,7 +134,10 @@ impl Generate {
         bar.set_length((count * request.steps) as u64);
         while let Some(event) = events.blocking_recv() {
             match event {
-                EngineEvent::Queued { .. } | EngineEvent::Started | EngineEvent::Preview { .. } => {}
+                EngineEvent::Queued { .. }
+                | EngineEvent::Loading { .. }
+                | EngineEvent::Started
+                | EngineEvent::Preview { .. } => {}
                 EngineEvent::Progress { image, step, .. } => {
                     if let Some(steps) = done.get_mut(image) {
                         *steps = step;

@@ -12,10 +12,10 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::common::{CliError, ModelFlags, load_models, named_source};
+use super::common::{CliError, ModelFlags, Opened, named_source, open_models, placement};
 use crate::api::{self, App};
 use crate::artifacts::Artifacts;
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_MODEL};
 use crate::engine::{EngineHandle, EngineOptions};
 use crate::jobs::store::SqliteStore;
 use crate::jobs::{Jobs, JobsOptions};
@@ -73,14 +73,24 @@ impl Serve {
         let artifacts = Artifacts::open(data, &config.artifacts).map_err(CliError::other)?;
         let store = Arc::new(SqliteStore::open(&data.join("jobs.sqlite")).map_err(CliError::other)?);
         let metrics = telemetry::metrics().map_err(CliError::other)?;
-        let models = load_models(&config.models)?;
-        let engine = EngineHandle::start(models, EngineOptions::from(&config.models));
+        let placement = placement(&config.models)?;
+        let models = open_models(&config.models, &placement)?;
+        let cards = models.iter().map(|(name, model)| (name.clone(), model.card().clone())).collect();
+        let resolver = Resolver::new(cards, config.limits.clone(), &config.models).map_err(CliError::other)?;
+        let options = EngineOptions {
+            weights_bytes: placement.memory,
+            device: placement.device,
+            data: Some(data.clone()),
+            preload: served(&resolver, "models.preload", &config.models.preload)?,
+            pinned: served(&resolver, "models.pinned", &config.models.pinned)?,
+            ..EngineOptions::from(&config.models)
+        };
+        check_room(&models, &options)?;
+        let engine = EngineHandle::start(models, options);
         runtime.block_on(async {
             let options = JobsOptions::new(&config);
             let jobs = Jobs::open(options, store, Arc::new(engine.clone()), artifacts.clone()).await;
             let jobs = jobs.map_err(CliError::other)?;
-            let resolver = Resolver::new(engine.models().to_vec(), config.limits.clone(), &config.models)
-                .map_err(CliError::other)?;
             let app = App {
                 jobs,
                 engine,
@@ -119,6 +129,41 @@ impl Serve {
         let sections = [("server", server), ("models", models), ("telemetry", telemetry)];
         self.flags.load(sections.into_iter().map(|(name, keys)| (name.to_owned(), Value::Object(keys))).collect())
     }
+}
+
+/// The served models that an operator's list means: names, aliases, or `default`.
+fn served(resolver: &Resolver, key: &str, names: &[String]) -> Result<Vec<String>, CliError> {
+    let model = |name: &String| {
+        let default = name == DEFAULT_MODEL && resolver.models().iter().all(|(served, _)| served != name);
+        let (name, _) = resolver
+            .model(Some(name.as_str()).filter(|_| !default))
+            .map_err(|error| CliError::Usage(format!("{key}: {error}")))?;
+        Ok(name.to_owned())
+    };
+    names.iter().map(model).collect()
+}
+
+/// Refuses to pin more than fits, and says so where what is to be there from the start does not.
+fn check_room(models: &Opened, options: &EngineOptions) -> Result<(), CliError> {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let bytes = |names: &[&Vec<String>]| -> u64 {
+        let named = models.iter().filter(|(name, _)| names.iter().any(|names| names.contains(name)));
+        named.map(|(_, model)| model.weight_bytes()).sum()
+    };
+    let room = options.weights_bytes.unwrap_or(u64::MAX);
+    let (pinned, early) = (bytes(&[&options.pinned]), bytes(&[&options.pinned, &options.preload]));
+    if pinned > room {
+        return Err(CliError::Usage(format!(
+            "models.pinned: their weights take {:.2} GiB, and all models together may take {:.2} GiB (models.weights_gib)",
+            gib(pinned),
+            gib(room)
+        )));
+    }
+    if early > room {
+        let (needed_gib, weights_gib) = (gib(early), gib(room));
+        tracing::warn!(needed_gib, weights_gib, "the models of models.preload do not fit together");
+    }
+    Ok(())
 }
 
 /// Serves until SIGTERM or ctrl-c. Then nothing new is accepted, running pictures get their time, the rest goes back

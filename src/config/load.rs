@@ -41,6 +41,9 @@ pub enum ConfigError {
 /// A day; a longer wait is no shutdown.
 const MOST_SHUTDOWN_SECONDS: u64 = 24 * 3600;
 
+/// A year, which the clock can tell.
+const MOST_MODEL_SECONDS: u64 = 365 * 24 * 3600;
+
 impl Config {
     /// Reads `file` if there is one, then the environment's `EASEL_SECTION__KEY` variables, then `flags`;
     /// the later wins. `flags` serialises to the configuration's own shape with only the given keys in it.
@@ -86,8 +89,20 @@ impl Config {
                 );
             }
         }
-        if self.models.memory_gib.is_some_and(|gib| !gib.is_finite() || gib <= 0.0) {
-            return refuse("models.memory_gib", "must be above 0".into());
+        for (key, gib) in
+            [("models.memory_gib", self.models.memory_gib), ("models.weights_gib", self.models.weights_gib)]
+        {
+            if gib.is_some_and(|gib| !gib.is_finite() || gib <= 0.0) {
+                return refuse(key, "must be above 0".into());
+            }
+        }
+        for (key, seconds) in [
+            ("models.turn_seconds", self.models.turn_seconds),
+            ("models.idle_unload_seconds", self.models.idle_unload_seconds),
+        ] {
+            if seconds > MOST_MODEL_SECONDS {
+                return refuse(key, format!("must be at most {MOST_MODEL_SECONDS}"));
+            }
         }
         if self.server.shutdown_seconds > MOST_SHUTDOWN_SECONDS {
             return refuse("server.shutdown_seconds", format!("must be at most {MOST_SHUTDOWN_SECONDS}"));
@@ -224,6 +239,9 @@ mod tests {
             ("[server]\ncors_origins = [\"https://a/b\"]", "server.cors_origins"),
             ("[server]\nshutdown_seconds = 9223372036854775807", "server.shutdown_seconds"),
             ("[models]\nmemory_gib = -1.0", "models.memory_gib"),
+            ("[models]\nweights_gib = 0.0", "models.weights_gib"),
+            ("[models]\nturn_seconds = 9223372036854775807", "models.turn_seconds"),
+            ("[models]\nidle_unload_seconds = 9223372036854775807", "models.idle_unload_seconds"),
             ("[[keys]]\nname = \"a\"\nkey = \" b\"", "keys.a.key"),
             ("[[keys]]\nname = \"a\"\nkey = \"b\"\n[[keys]]\nname = \"a\"\nkey = \"c\"", "keys"),
         ] {

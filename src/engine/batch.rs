@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use easel_models::samplers::Progress;
 use easel_models::{BatchKey, Mismatch, Trajectory};
 
 use super::cost::Place;
@@ -10,11 +11,24 @@ use super::policy::{self, Seat};
 use super::waiting::Class;
 use crate::request::Priority;
 
+/// Steps of a picture that another model does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    /// Done by the first model.
+    pub(super) before: usize,
+    /// Left for the second, as far as can be told before it has begun.
+    pub(super) after: usize,
+}
+
 /// One picture on its way.
 pub(super) struct Row {
     pub(super) job: u64,
     /// Which of the job's pictures.
     pub(super) image: usize,
+    /// Which of the job's models this is: 0, or 1 for the second.
+    pub(super) stage: usize,
+    /// Steps that the picture has had, or will have, from the job's other model.
+    pub(super) elsewhere: Elsewhere,
     pub(super) trajectory: Trajectory,
     pub(super) owner: Arc<str>,
     pub(super) priority: Priority,
@@ -34,7 +48,21 @@ impl Row {
     /// A picture that is about to join.
     pub(super) fn new(job: u64, image: usize, trajectory: Trajectory, owner: Arc<str>, priority: Priority) -> Self {
         let stepped = trajectory.progress().step;
-        Self { job, image, trajectory, owner, priority, calls: 0, used: 0.0, previews: 0, seated: false, stepped }
+        let elsewhere = Elsewhere::default();
+        let (calls, used, previews, seated) = (0, 0.0, 0, false);
+        Self { job, image, stage: 0, elsewhere, trajectory, owner, priority, calls, used, previews, seated, stepped }
+    }
+
+    /// The same in this stage of its job, after these previews of the stage before.
+    pub(super) fn in_stage(self, stage: usize, elsewhere: Elsewhere, previews: u32) -> Self {
+        Self { stage, elsewhere, previews, ..self }
+    }
+
+    /// How far the picture is, both models' steps counted.
+    pub(super) fn progress(&self) -> Progress {
+        let Progress { step, steps } = self.trajectory.progress();
+        let Elsewhere { before, after } = self.elsewhere;
+        Progress { step: before + step, steps: before + steps + after }
     }
 
     /// Takes note of a call; gives the steps that it finished, which is none in the middle of a second-order step.
@@ -217,7 +245,7 @@ impl Groups {
     /// Brings owners and shares up to date after rows came or went.
     fn rebalance(&mut self) {
         self.list.iter_mut().for_each(Group::recount);
-        let owners: Vec<_> = self.list.iter().map(|group| &group.owners).collect();
+        let owners: Vec<_> = self.list.iter().map(|group| (group.class.model, &group.owners)).collect();
         let shares = policy::shares(&owners);
         for (group, share) in self.list.iter_mut().zip(shares) {
             group.share = share;

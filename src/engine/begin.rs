@@ -8,8 +8,8 @@ use easel_models::{Conditioning, Prompt, Trajectory};
 
 use super::batch::{Group, Row};
 use super::cost::Place;
-use super::decode::Task;
 use super::fault::{Fault, guarded};
+use super::job::{self, Leg};
 use super::policy::{self, Room, Seat};
 use super::thread::Engine;
 use super::waiting::Class;
@@ -25,16 +25,17 @@ const LEAST_ADMISSION: Duration = Duration::from_millis(50);
 impl Engine {
     /// Lets in who may join at this boundary.
     pub(super) fn admit(&mut self) {
-        if self.waiting.is_empty() || self.decoder.pictures >= self.options.decode_backlog {
+        if self.waiting.is_empty() {
             return;
         }
         let rooms = self.groups.iter().map(|group| self.room(group)).collect();
-        let admitted = policy::admit(&self.waiting, rooms, self.options.groups, |class| self.seats_of(class));
+        let open = |model: usize| self.models[model].open() && self.decoder.of(model) < self.options.decode_backlog;
+        let admitted = policy::admit(&self.waiting, rooms, self.options.groups, open, |class| self.seats_of(class));
         // Encoding a prompt holds up those who run, so many new prompts come in over several boundaries.
         let patience = (!self.groups.is_empty()).then(|| self.last_call.max(LEAST_ADMISSION));
         let began = Instant::now();
-        for job in admitted {
-            self.begin(job);
+        for ticket in admitted {
+            self.begin(ticket);
             if patience.is_some_and(|patience| began.elapsed() > patience) {
                 break;
             }
@@ -72,37 +73,40 @@ impl Engine {
         if self.options.max_batch_rows == 0 { MOST_ROWS } else { self.options.max_batch_rows }
     }
 
-    /// Begins the next picture of a job.
-    fn begin(&mut self, id: u64) {
-        self.waiting.take(id);
+    /// Begins the next picture that waits under this number.
+    fn begin(&mut self, ticket: u64) {
+        self.waiting.take(ticket);
         self.changed = true;
-        match self.trajectory(id).or_else(|fault| match fault {
+        let (id, stage) = job::waits(ticket);
+        match self.trajectory(id, stage).or_else(|fault| match fault {
             // The cache is the one thing that can be given up at no loss but time.
             Fault::OutOfMemory(_) => {
                 self.embeddings.clear();
-                self.trajectory(id)
+                self.trajectory(id, stage)
             }
             Fault::Other(_) => Err(fault),
         }) {
-            Ok(trajectory) => self.join(id, trajectory),
+            Ok(trajectory) => self.join(id, stage, trajectory),
             Err(fault) => self.fail(id, fault.into_error()),
         }
     }
 
-    /// Sets up the next picture of a job.
-    fn trajectory(&mut self, id: u64) -> Result<Trajectory, Fault> {
+    /// Sets up the next picture of a job and stage.
+    fn trajectory(&mut self, id: u64, stage: usize) -> Result<Trajectory, Fault> {
         let gone = || Fault::Other(WorkError::Internal("the job is gone".into()));
         let job = self.jobs.get(&id).ok_or_else(gone)?;
-        let spec = job.work.spec(job.begun).ok_or_else(gone)?;
-        let (model, guided) = (job.class.model, self.models[job.class.model].pipeline.guided(&spec));
-        let (prompt, negative) = (job.work.prompt.clone(), job.work.negative.clone());
-        let (known, known_negative) = (job.positive.clone(), job.negative.clone());
+        let spec = job.next(stage).ok_or_else(gone)?;
+        let model = job.class(stage).model;
+        let guided = self.models[model].pipeline.guided(&spec);
+        let (prompt, negative) = job.prompts(stage);
+        let (prompt, negative) = (prompt.clone(), negative.clone());
+        let Leg { positive: known, negative: known_negative } = &job.legs[stage];
+        let (known, known_negative) = (known.clone(), known_negative.clone());
         let positive = known.map_or_else(|| self.embed(id, model, prompt), Ok)?;
         let negative =
             guided.then(|| known_negative.map_or_else(|| self.embed(id, model, negative), Ok)).transpose()?;
         let job = self.jobs.get_mut(&id).ok_or_else(gone)?;
-        job.positive = Some(Arc::clone(&positive));
-        job.negative.clone_from(&negative);
+        job.legs[stage] = Leg { positive: Some(Arc::clone(&positive)), negative: negative.clone() };
         let began = Instant::now();
         let trajectory = guarded("begin", || self.models[model].pipeline.begin(&spec, positive, negative));
         self.in_calls += began.elapsed();
@@ -131,23 +135,21 @@ impl Engine {
     }
 
     /// Puts a picture into its group.
-    fn join(&mut self, id: u64, trajectory: Trajectory) {
+    fn join(&mut self, id: u64, stage: usize, trajectory: Trajectory) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let image = job.begun;
-        job.begun += 1;
-        if image == 0 {
+        let Some((image, elsewhere, previews)) = job.begin(stage) else { return };
+        if (stage, image) == (0, 0) {
             job.send(EngineEvent::Started);
         }
-        let class = job.class;
+        let class = job.class(stage);
         self.shapes.insert(class, trajectory.key().latent);
-        if trajectory.done() {
+        let row = Row::new(id, image, trajectory, Arc::clone(&job.owner), job.work.priority);
+        let row = row.in_stage(stage, elsewhere, previews);
+        if row.trajectory.done() {
             // Image-to-image of a low strength may have no step to do.
-            let latents = trajectory.latents().clone();
-            let (target, finish) = (job.target(id, image), job.hand_over());
-            self.decoder.send(Task::Decode { target, latents, finish });
+            self.finished_row(class.model, &row);
             return;
         }
-        let row = Row::new(id, image, trajectory, Arc::clone(&job.owner), job.work.priority);
         let pipeline = &self.models[class.model].pipeline;
         let refused = self.groups.join(class, row, || pipeline.row_bytes(class.width, class.height));
         self.meters.refused(&refused);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use easel_models::Trajectory;
 
+use super::batch::Row;
 use super::decode::Task;
 use super::fault::{Fault, guarded};
 use super::preview;
@@ -64,6 +65,7 @@ impl Engine {
         meters.batch_rows.record(rows as f64);
         self.costs.called(group.place(), rows, took, disturbed);
         self.memory.fitted(model, group.row_bytes, rows);
+        let (bytes, class) = (group.row_bytes * rows as u64, group.class);
         group.used += took.as_secs_f64() / group.share;
         let mut steps = 0;
         let mut advanced = Vec::with_capacity(group.rows.len());
@@ -77,6 +79,9 @@ impl Engine {
             }
         }
         meters.steps.increment(steps as u64);
+        let decoding = self.decoder.of(model) > 0;
+        let decode = if decoding { self.models[model].pipeline.decode_bytes(class.width, class.height) } else { 0 };
+        self.weigh(model, bytes, decode);
         self.report(place, &advanced);
         self.collect(place);
     }
@@ -85,31 +90,43 @@ impl Engine {
     fn report(&mut self, group: usize, rows: &[usize]) {
         let forecast = self.forecast();
         let group = self.groups.get_mut(group);
+        let model = group.class.model;
         for &row in rows {
             let row = &mut group.rows[row];
             let Some(job) = self.jobs.get_mut(&row.job) else { continue };
-            let progress = row.trajectory.progress();
+            let progress = row.progress();
             let eta = forecast.job(row.job);
             job.send(EngineEvent::Progress { image: row.image, step: progress.step, steps: progress.steps, eta });
             let due = preview::due(row.previews, job.work.previews, progress.steps);
             if due.is_some_and(|due| progress.step >= due) && !row.trajectory.done() {
                 // The tensor is shared, not copied; it is read on the decoder's thread.
                 let latents = row.trajectory.denoised().unwrap_or(row.trajectory.latents()).clone();
-                let target = job.target(row.job, row.image);
+                let target = job.target(row.job, row.image, model);
                 self.decoder.send(Task::Preview { target, index: row.previews, latents });
                 row.previews += 1;
             }
         }
     }
 
-    /// Hands the finished pictures of a group to the decoder.
+    /// Sends the finished pictures of a group on their way.
     fn collect(&mut self, group: usize) {
+        let model = self.groups.get(group).class.model;
         for row in self.groups.take_done(group) {
-            let Some(job) = self.jobs.get_mut(&row.job) else { continue };
-            let (target, finish) = (job.target(row.job, row.image), job.hand_over());
-            self.decoder.send(Task::Decode { target, latents: row.trajectory.latents().clone(), finish });
-            self.changed = true;
+            self.finished_row(model, &row);
         }
+    }
+
+    /// Hands a picture that this model is done with to the decoder, or lets it wait for the job's second model.
+    pub(super) fn finished_row(&mut self, model: usize, row: &Row) {
+        let Some(job) = self.jobs.get_mut(&row.job) else { return };
+        self.changed = true;
+        if job.second.is_some() && row.stage == 0 {
+            job.park(row);
+            self.wait_for_second(row.job);
+            return;
+        }
+        let (target, finish) = (job.target(row.job, row.image, model), job.hand_over());
+        self.decoder.send(Task::Decode { target, latents: row.trajectory.latents().clone(), finish });
     }
 
     /// After a call that did not fit: the memory's ceiling goes down, and half of the pictures stay seated. The

@@ -77,6 +77,16 @@ impl Costs {
         self.curves.entry(place).or_default().called(rows, took.as_secs_f64(), disturbed);
     }
 
+    /// What is known of a shape.
+    pub(super) fn curve(&self, place: Place) -> Option<&Curve> {
+        self.curves.get(&place)
+    }
+
+    /// Takes what was known of a shape before.
+    pub(super) fn recall(&mut self, place: Place, curve: Curve) {
+        self.curves.insert(place, curve);
+    }
+
     /// Takes note of one decoded picture.
     pub(super) fn decoded(&mut self, place: Place, took: Duration) {
         let decode = &mut self.curves.entry(place).or_default().decode;
@@ -138,6 +148,23 @@ impl Curve {
                 point.at = at;
             })
             .or_insert(Point { seconds, samples: 1, at });
+    }
+
+    /// Whether its numbers can be.
+    pub(super) fn sound(&self) -> bool {
+        let time = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+        self.points.iter().all(|(&rows, point)| rows > 0 && time(point.seconds) && point.at <= self.calls)
+            && self.decode.is_none_or(time)
+    }
+
+    /// Rows, seconds and samples of what was measured.
+    pub(super) fn measured(&self) -> impl Iterator<Item = (usize, f64, u32)> {
+        self.points.iter().map(|(&rows, point)| (rows, point.seconds, point.samples))
+    }
+
+    /// Seconds to decode one picture.
+    pub(super) fn decode_seconds(&self) -> Option<f64> {
+        self.decode
     }
 
     /// The rule at the head of this file; `None` before the first call.

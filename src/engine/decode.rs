@@ -91,6 +91,8 @@ pub(super) struct Decoder {
     thread: JoinHandle<()>,
     /// Pictures handed over and not reported back.
     pub(super) pictures: usize,
+    /// The same by model.
+    held: Vec<usize>,
 }
 
 impl Decoder {
@@ -103,16 +105,32 @@ impl Decoder {
         report: impl Fn(Report) -> bool + Send + 'static,
     ) -> std::io::Result<Self> {
         let (tasks, inbox) = mpsc::channel();
-        let worker = Worker { models, inbox, report, urgent: VecDeque::new(), decodes: VecDeque::new() };
+        let held = vec![0; models.len()];
+        let decodes = models.iter().map(|_| VecDeque::new()).collect();
+        let worker = Worker { models, inbox, report, urgent: VecDeque::new(), decodes, last: 0 };
         let thread = std::thread::Builder::new().name("easel-decoder".into()).spawn(move || worker.run())?;
-        Ok(Self { tasks, thread, pictures: 0 })
+        Ok(Self { tasks, thread, pictures: 0, held })
     }
 
     /// Hands a task over.
     pub(super) fn send(&mut self, task: Task) {
-        self.pictures += usize::from(matches!(task, Task::Decode { .. }));
+        if let Task::Decode { target, .. } = &task {
+            self.pictures += 1;
+            self.held[target.model] += 1;
+        }
         // The thread ends only after this sender; a model's panic is caught inside.
         let _ = self.tasks.send(task);
+    }
+
+    /// Takes note of a picture that was reported back.
+    pub(super) fn reported(&mut self, model: usize) {
+        self.pictures -= 1;
+        self.held[model] -= 1;
+    }
+
+    /// Pictures of this model handed over and not reported back.
+    pub(super) fn of(&self, model: usize) -> usize {
+        self.held[model]
     }
 
     /// Waits until everything handed over is done. Nobody may be waiting for a report by then.
@@ -129,7 +147,10 @@ struct Worker<R> {
     /// Previews and ends, which are quick and go before decodes. A picture's previews were handed over before its
     /// latents were, so their order stays.
     urgent: VecDeque<Task>,
-    decodes: VecDeque<Task>,
+    /// By model. They take turns, so that a model whose pictures take long does not hold up another's.
+    decodes: Vec<VecDeque<Task>>,
+    /// The model whose turn was last.
+    last: usize,
 }
 
 impl<R: Fn(Report) -> bool> Worker<R> {
@@ -138,7 +159,7 @@ impl<R: Fn(Report) -> bool> Worker<R> {
             while let Ok(task) = self.inbox.try_recv() {
                 self.sort(task);
             }
-            let Some(task) = self.urgent.pop_front().or_else(|| self.decodes.pop_front()) else {
+            let Some(task) = self.urgent.pop_front().or_else(|| self.turn()) else {
                 let Ok(task) = self.inbox.recv() else { return };
                 self.sort(task);
                 continue;
@@ -153,10 +174,18 @@ impl<R: Fn(Report) -> bool> Worker<R> {
     }
 
     fn sort(&mut self, task: Task) {
-        match task {
-            Task::Decode { .. } => self.decodes.push_back(task),
+        match &task {
+            Task::Decode { target, .. } => self.decodes[target.model].push_back(task),
             Task::Preview { .. } | Task::End { .. } => self.urgent.push_back(task),
         }
+    }
+
+    /// The next picture, of the model after the last one that has any.
+    fn turn(&mut self) -> Option<Task> {
+        let count = self.decodes.len();
+        let order = (1..=count).map(|step| (self.last + step) % count);
+        self.last = order.into_iter().find(|&model| !self.decodes[model].is_empty())?;
+        self.decodes[self.last].pop_front()
     }
 
     fn preview(&self, target: &Target, index: u32, latents: &Tensor) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::QueueSnapshot;
 use super::batch::Group;
 use super::cost::Place;
+use super::job;
 use super::snapshot::{Batch, ModelQueue};
 use super::thread::Engine;
 use super::waiting::{Class, Entry};
@@ -64,12 +65,16 @@ impl Engine {
             for row in &group.rows {
                 let Some(job) = self.jobs.get(&row.job) else { continue };
                 let progress = row.trajectory.progress();
+                // What the job's second model has to do, one picture after the other.
+                let second = job.second.filter(|_| row.stage == 0).and_then(|_| self.picture(&self.entry(job, 1)?));
+                let second = second.map_or(0.0, |(steps, _)| steps);
                 // Pictures that have not begun come after this one, as many at a time as have seats.
                 let later = (job.work.specs.len() - job.begun) as f64 * row.trajectory.rows() as f64;
                 let turns = (later / seats).ceil();
                 let calls_each = row.calls_left().max(progress.steps as f64 * f64::from(u8::from(turns > 0.0)));
                 let decode = self.costs.decode(group.place()).unwrap_or_default() * job.unfinished() as f64;
-                let seconds = (row.calls_left() + turns * calls_each) * period + decode;
+                let seconds =
+                    (row.calls_left() + turns * calls_each) * period + second * job.unfinished() as f64 + decode;
                 let known = jobs.entry(row.job).or_default();
                 *known = known.max(seconds);
             }
@@ -130,8 +135,9 @@ impl Engine {
         let mut ahead = Some(0.0);
         let mut seen = HashSet::new();
         let mut places = Vec::new();
-        for job in self.waiting.order() {
-            let Some(entry) = self.waiting.get(job) else { continue };
+        for ticket in self.waiting.order() {
+            let Some(entry) = self.waiting.get(ticket) else { continue };
+            let (job, _) = job::waits(ticket);
             let picture = self.picture(entry);
             if seen.insert(job) && self.jobs.get(&job).is_some_and(|job| !job.started()) {
                 let own = picture.map(|(steps, decode)| (steps + decode) * entry.pictures as f64);
@@ -150,8 +156,11 @@ impl Engine {
 
     /// Publishes the queue, with `ahead` seconds of waiting work.
     fn tell_snapshot(&self, ahead: Option<f64>) {
-        let mut models: Vec<ModelQueue> =
-            self.models.iter().map(|model| ModelQueue { model: model.name.clone(), ..ModelQueue::default() }).collect();
+        let mut models: Vec<ModelQueue> = self
+            .models
+            .iter()
+            .map(|model| ModelQueue { model: model.name.clone(), status: model.status(), ..ModelQueue::default() })
+            .collect();
         for job in self.jobs.values() {
             let queue = &mut models[job.class.model];
             if job.started() { queue.running += 1 } else { queue.waiting += 1 }
@@ -175,6 +184,7 @@ impl Engine {
             rows: sum(|model| model.rows),
             decoding: self.decoder.pictures,
             wait_estimate_ms: ahead.and_then(duration).and_then(|wait| u64::try_from(wait.as_millis()).ok()),
+            starting: self.models.iter().filter(|model| model.starting()).map(|model| model.name.clone()).collect(),
             jobs: self.jobs.values().filter(|job| job.started()).map(|job| job.work.job.clone()).collect(),
             busy_seconds: self.busy.as_secs_f64(),
             overhead_seconds: self.overhead.as_secs_f64(),

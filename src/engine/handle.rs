@@ -6,10 +6,13 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use easel_models::{ModelCard, Pipeline};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::decode::Report;
 use super::job::Job;
+use super::loader;
+use super::registry::{Answer, CommandError, ModelCommand};
+use super::snapshot::{ModelState, ModelStatus};
 use super::thread::Engine;
 use super::{EngineOptions, QueueSnapshot, Work, WorkError};
 
@@ -22,6 +25,10 @@ pub(super) enum Message {
     Submit(Box<Work>, Instant),
     /// News from the decoder.
     Decoder(Report),
+    /// News of a model's weights.
+    Model(loader::Report),
+    /// An operator's command, and who wants to know what became of it.
+    Command { name: String, command: ModelCommand, answer: Answer },
     /// Take nothing more, and end by this time at the latest.
     Shutdown(Instant),
     /// Nobody can submit or ask any more: end once everything is done.
@@ -54,7 +61,9 @@ impl EngineHandle {
         let (end, ended) = watch::channel(false);
         let reports = messages.clone();
         let report = move |report| reports.send(Message::Decoder(report)).is_ok();
-        let spawned = Engine::new(models, options, inbox, publish, report).and_then(|engine| {
+        let reports = messages.clone();
+        let loader = Arc::new(move |report| reports.send(Message::Model(report)).is_ok());
+        let spawned = Engine::new(models, options, inbox, publish, report, loader).and_then(|engine| {
             let thread = std::thread::Builder::new().name("easel-engine".into());
             let end = Ended(end);
             thread.spawn(move || {
@@ -78,10 +87,13 @@ impl EngineHandle {
         if self.shared.closing.load(Ordering::Acquire) {
             return Err(WorkError::ShuttingDown);
         }
-        if !self.shared.models.iter().any(|(name, _)| *name == work.model) {
-            let known: Vec<&str> = self.shared.models.iter().map(|(name, _)| name.as_str()).collect();
-            let message = format!("no model {:?} is loaded; there are {}", work.model, known.join(", "));
-            return Err(WorkError::Request { param: "model", message });
+        let second = work.second.as_ref().map(|second| ("refiner", &second.model));
+        for (param, asked) in [("model", &work.model)].into_iter().chain(second) {
+            if !self.shared.models.iter().any(|(name, _)| name == asked) {
+                let known: Vec<&str> = self.shared.models.iter().map(|(name, _)| name.as_str()).collect();
+                let message = format!("no model {asked:?} is served; there are {}", known.join(", "));
+                return Err(WorkError::Request { param, message });
+            }
         }
         Job::check(&work)?;
         let message = Message::Submit(Box::new(work), Instant::now());
@@ -101,6 +113,35 @@ impl EngineHandle {
     /// The queue as it was a moment ago. Never waits for the engine.
     pub fn queue(&self) -> QueueSnapshot {
         QueueSnapshot::clone(&self.shared.snapshot.borrow())
+    }
+
+    /// Where a model's weights are, as it was a moment ago; `None` for a name that is not served.
+    pub fn status(&self, name: &str) -> Option<ModelStatus> {
+        let snapshot = self.shared.snapshot.borrow();
+        snapshot.models.iter().find(|model| model.model == name).map(|model| model.status.clone())
+    }
+
+    /// Has an operator's command carried out at the next step boundary; how the model is then. Loading goes on after
+    /// that, and so does unloading, which waits for the model's running pictures.
+    ///
+    /// # Errors
+    /// When there is no such model, it is pinned and was to be unloaded, or the engine has ended.
+    pub async fn command(&self, name: &str, command: ModelCommand) -> Result<ModelStatus, CommandError> {
+        let (answer, answered) = oneshot::channel();
+        let message = Message::Command { name: name.to_owned(), command, answer };
+        self.shared.messages.send(message).map_err(|_| CommandError::ShuttingDown)?;
+        answered.await.unwrap_or(Err(CommandError::ShuttingDown))
+    }
+
+    /// Waits until a model is in one of these states; that is at once for a name that is not served, and when the
+    /// engine ends.
+    pub async fn reached(&self, name: &str, states: &[ModelState]) {
+        let there = |queue: &Arc<QueueSnapshot>| {
+            let model = queue.models.iter().find(|model| model.model == name);
+            model.is_none_or(|model| states.contains(&model.status.state))
+        };
+        // An error means that the engine has ended.
+        let _ = self.shared.snapshot.clone().wait_for(there).await;
     }
 
     /// Ends the engine: nothing more is taken, jobs that have not begun are answered `WorkError::ShuttingDown`, those

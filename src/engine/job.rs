@@ -1,19 +1,56 @@
 //! One job inside the engine.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use easel_models::Conditioning;
+use candle_core::Tensor;
+use easel_models::{Conditioning, Prompt, RenderSpec, Stage};
 
+use super::batch::{Elsewhere, Row};
 use super::decode::{Tail, Target};
 use super::waiting::Class;
 use super::{EngineEvent, Work, WorkError, WorkMetrics};
+
+/// A job's places in the waiting list are told by numbers: its own, which is even, for the pictures that its first
+/// model begins, and the one after it for those that wait for its second.
+pub(super) const STAGES: u64 = 2;
+
+/// The job that waits under this number, and with which of its models.
+pub(super) fn waits(ticket: u64) -> (u64, usize) {
+    let stage = ticket % STAGES;
+    (ticket - stage, usize::from(stage > 0))
+}
+
+/// One of a job's models.
+#[derive(Default)]
+pub(super) struct Leg {
+    /// Kept while the job has pictures to begin, so that the cache may forget them.
+    pub(super) positive: Option<Arc<Conditioning>>,
+    pub(super) negative: Option<Arc<Conditioning>>,
+}
+
+/// A picture that the first model is done with.
+struct Parked {
+    image: usize,
+    latents: Tensor,
+    /// Steps that it has had.
+    steps: usize,
+    /// Previews sent of it.
+    previews: u32,
+}
 
 /// One job from submission to its last event.
 pub(super) struct Job {
     pub(super) work: Work,
     pub(super) owner: Arc<str>,
+    /// Where its first model's pictures belong.
     pub(super) class: Class,
+    /// Where its second model's do, if it has one.
+    pub(super) second: Option<Class>,
+    pub(super) legs: [Leg; STAGES as usize],
+    /// Pictures that wait for the second model, in the order in which they came.
+    parked: VecDeque<Parked>,
     submitted: Instant,
     /// When its first call began.
     first_call: Option<Instant>,
@@ -28,9 +65,6 @@ pub(super) struct Job {
     pub(super) begun: usize,
     /// Pictures handed to the decoder.
     handed: usize,
-    /// Kept while the job has pictures to begin, so that the cache may forget them.
-    pub(super) positive: Option<Arc<Conditioning>>,
-    pub(super) negative: Option<Arc<Conditioning>>,
     /// The place that its caller was told last.
     position: Option<usize>,
     tail: Arc<Tail>,
@@ -40,11 +74,14 @@ pub(super) struct Job {
 
 impl Job {
     /// A job that has just come.
-    pub(super) fn new(work: Work, class: Class, submitted: Instant) -> Self {
+    pub(super) fn new(work: Work, class: Class, second: Option<Class>, submitted: Instant) -> Self {
         Self {
             owner: work.owner.as_str().into(),
             work,
             class,
+            second,
+            legs: Default::default(),
+            parked: VecDeque::new(),
             submitted,
             first_call: None,
             last_call: None,
@@ -54,12 +91,59 @@ impl Job {
             call_rows: 0,
             begun: 0,
             handed: 0,
-            positive: None,
-            negative: None,
             position: None,
             tail: Arc::default(),
             at_decoder: false,
         }
+    }
+
+    /// What the model of this stage is told to draw, and to keep out.
+    pub(super) fn prompts(&self, stage: usize) -> (&Prompt, &Prompt) {
+        match &self.work.second {
+            Some(second) if stage > 0 => (&second.prompt, &second.negative),
+            _ => (&self.work.prompt, &self.work.negative),
+        }
+    }
+
+    /// Where this stage's pictures belong.
+    pub(super) fn class(&self, stage: usize) -> Class {
+        self.second.filter(|_| stage > 0).unwrap_or(self.class)
+    }
+
+    /// How the next picture that this stage begins is to be rendered; `None` when there is none.
+    pub(super) fn next(&self, stage: usize) -> Option<RenderSpec> {
+        if stage == 0 {
+            return self.work.spec(self.begun);
+        }
+        let (second, parked) = (self.work.second.as_ref()?, self.parked.front()?);
+        let stage = Stage::Second { from: second.from, latents: parked.latents.clone() };
+        Some(RenderSpec { stage, ..second.specs.get(parked.image)?.clone() })
+    }
+
+    /// Counts that picture as begun; its place in the job, the steps that another model does of it, and the previews
+    /// that it has had.
+    pub(super) fn begin(&mut self, stage: usize) -> Option<(usize, Elsewhere, u32)> {
+        if stage == 0 {
+            let image = self.begun;
+            self.begun += 1;
+            return Some((image, Elsewhere { before: 0, after: self.steps_after(image) }, 0));
+        }
+        let Parked { image, steps, previews, .. } = self.parked.pop_front()?;
+        Some((image, Elsewhere { before: steps, after: 0 }, previews))
+    }
+
+    /// Lets a picture that the first model is done with wait for the second.
+    pub(super) fn park(&mut self, row: &Row) {
+        let (latents, steps) = (row.trajectory.latents().clone(), row.trajectory.progress().step);
+        self.parked.push_back(Parked { image: row.image, latents, steps, previews: row.previews });
+    }
+
+    /// Steps that the second model will do of a picture, as far as the share of the schedule tells; the model's own
+    /// timesteps may make it one more or less.
+    pub(super) fn steps_after(&self, image: usize) -> usize {
+        let Some(second) = &self.work.second else { return 0 };
+        let steps = second.specs.get(image).map_or(0, |spec| spec.sampling.steps);
+        (steps as f64 * (1.0 - second.from)).round() as usize
     }
 
     /// Whether its first picture has begun.
@@ -85,6 +169,11 @@ impl Job {
         }
     }
 
+    /// Has its place told again, though it may be the same.
+    pub(super) fn forget_position(&mut self) {
+        self.position = None;
+    }
+
     /// Takes note of a call of `rows` that one of its pictures was in, and of the steps that it finished.
     pub(super) fn called(&mut self, began: Instant, rows: usize, steps: usize) {
         self.first_call.get_or_insert(began);
@@ -100,10 +189,10 @@ impl Job {
     }
 
     /// How the decoder knows one of its pictures.
-    pub(super) fn target(&mut self, id: u64, image: usize) -> Target {
+    pub(super) fn target(&mut self, id: u64, image: usize, model: usize) -> Target {
         self.at_decoder = true;
         let tail = Arc::clone(&self.tail);
-        Target { job: id, image, model: self.class.model, events: self.work.events.clone(), tail }
+        Target { job: id, image, model, events: self.work.events.clone(), tail }
     }
 
     /// Counts a picture as handed over; the job's numbers when it is the last.
@@ -122,7 +211,7 @@ impl Job {
         // An image-to-image request may have no step to do.
         let first = self.first_call.unwrap_or_else(Instant::now);
         let last = self.last_call.unwrap_or(first);
-        let positive = self.positive.as_deref();
+        let positive = self.legs[0].positive.as_deref();
         WorkMetrics {
             queued: first.saturating_duration_since(self.submitted),
             encode: self.encode,
@@ -139,15 +228,21 @@ impl Job {
     /// Whether the work can wait at all.
     ///
     /// # Errors
-    /// When there is no picture to make, or the pictures differ in more than the batch they wait for allows.
+    /// When there is no picture to make, the pictures differ in more than the batch they wait for allows, or the second
+    /// model's are not those of the first.
     pub(super) fn check(work: &Work) -> Result<(), WorkError> {
         let Some(first) = work.specs.first() else {
             let message = "0 pictures were asked for; at least 1 is possible".into();
             return Err(WorkError::Request { param: "n", message });
         };
-        if work.specs.iter().any(|spec| (spec.width, spec.height) != (first.width, first.height)) {
+        let second = work.second.as_ref().map(|second| second.specs.as_slice()).unwrap_or_default();
+        if work.specs.iter().chain(second).any(|spec| (spec.width, spec.height) != (first.width, first.height)) {
             let message = "the pictures of one job must have one size".into();
             return Err(WorkError::Request { param: "size", message });
+        }
+        if work.second.as_ref().is_some_and(|second| second.specs.len() != work.specs.len()) {
+            let message = "both models of a job must render all of its pictures".into();
+            return Err(WorkError::Request { param: "n", message });
         }
         Ok(())
     }

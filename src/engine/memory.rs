@@ -1,11 +1,14 @@
 //! How many rows fit the device's memory.
 //!
-//! A model estimates the bytes of a row from the shapes; the budget is the operator's, or half of what is free. Both
+//! A model estimates the bytes of a row from the shapes; the budget is the operator's, or half of what is free beside
+//! the weights. Both
 //! can be wrong (another process takes memory, a library takes workspace), so the ceiling of each model, counted in
 //! its own estimated bytes, goes down when the device says that it is full and up again slowly while calls near it
 //! succeed.
 
 use std::collections::HashMap;
+
+use candle_core::Device;
 
 /// Calls near the ceiling that must succeed before it is raised.
 const CALLS_BEFORE_RAISING: u32 = 64;
@@ -17,8 +20,10 @@ const RAISE: f64 = 1.1;
 pub(super) struct Memory {
     /// Bytes that the rows of one call may take; `None` where only experience tells.
     configured: Option<u64>,
-    /// Half of the host's free memory at the start, for models on the CPU.
+    /// The host's free memory at the start, for models on the CPU.
     host: u64,
+    /// Bytes of the weights loaded since.
+    weights: u64,
     /// By model; only those that have run out of memory.
     learnt: HashMap<usize, Ceiling>,
 }
@@ -34,15 +39,20 @@ struct Ceiling {
 impl Memory {
     /// Ceilings for an operator's budget, if any.
     pub(super) fn new(configured: Option<u64>) -> Self {
-        Self { configured, host: free_host_bytes() / 2, learnt: HashMap::new() }
+        Self { configured, host: free_host_bytes(), weights: 0, learnt: HashMap::new() }
     }
 
     /// Rows of `row_bytes` that fit one call; may be 0, and the caller tries one picture all the same.
     pub(super) fn rows(&self, model: usize, on_cpu: bool, row_bytes: u64) -> usize {
-        let budget = self.configured.or(on_cpu.then_some(self.host));
+        let budget = self.configured.or(on_cpu.then_some(self.host.saturating_sub(self.weights) / 2));
         let learnt = self.learnt.get(&model).map(|ceiling| ceiling.bytes as u64);
         let bytes = budget.unwrap_or(u64::MAX).min(learnt.unwrap_or(u64::MAX));
         usize::try_from(bytes / row_bytes.max(1)).unwrap_or(usize::MAX)
+    }
+
+    /// The weights loaded since the start take this many bytes now.
+    pub(super) fn set_weights(&mut self, bytes: u64) {
+        self.weights = bytes;
     }
 
     /// A call of `rows` did not fit: half of them are the new ceiling, for every shape of the model.
@@ -67,11 +77,29 @@ impl Memory {
     }
 }
 
+/// Bytes of the device's memory that are free; `None` where it does not say.
+pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
+    if device.is_cpu() {
+        return Some(free_host_bytes());
+    }
+    #[cfg(feature = "cuda")]
+    if let Ok(cuda) = device.as_cuda_device() {
+        let (free, _) = cuda.cuda_stream().context().mem_get_info().ok()?;
+        return u64::try_from(free).ok();
+    }
+    None
+}
+
 /// Bytes of the host's memory that are free; 8 GiB where the system does not say.
 fn free_host_bytes() -> u64 {
     const UNKNOWN: u64 = 8 << 30;
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    parse_meminfo(&text).unwrap_or(UNKNOWN)
+    let text = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+    let free = parse_meminfo(&text("/proc/meminfo")).unwrap_or(UNKNOWN);
+    // A container may have less than the machine has.
+    let number = |file: &str| text(file).trim().parse::<u64>().ok();
+    let most = number("/sys/fs/cgroup/memory.max");
+    let left = most.zip(number("/sys/fs/cgroup/memory.current")).map(|(most, used)| most.saturating_sub(used));
+    free.min(left.unwrap_or(u64::MAX))
 }
 
 /// `MemAvailable` of Linux's /proc/meminfo, in bytes.
@@ -97,6 +125,16 @@ mod tests {
         let memory = Memory::new(None);
         assert_eq!(memory.rows(0, false, 1), usize::MAX);
         assert!(memory.rows(0, true, 1) < usize::MAX);
+    }
+
+    #[test]
+    fn weights_loaded_later_leave_less_for_the_rows() {
+        let mut memory = Memory { host: 1000, ..Memory::new(None) };
+        assert_eq!(memory.rows(0, true, 100), 5);
+        memory.set_weights(600);
+        assert_eq!(memory.rows(0, true, 100), 2);
+        memory.set_weights(2000);
+        assert_eq!(memory.rows(0, true, 100), 0);
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::time::Duration;
 use easel_models::Mismatch;
 use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 
+use super::residency::Reason;
+use super::snapshot::{ModelState, ModelStatus, Peaks};
+
 /// Handles taken once, so that the step loop neither looks up names nor allocates.
 pub(super) struct Meters {
     pub(super) models: Vec<ModelMeters>,
@@ -27,16 +30,19 @@ pub(super) struct ModelMeters {
     pub(super) decode: Histogram,
     pub(super) out_of_memory: Counter,
     pub(super) isolated: Counter,
+    states: Vec<(ModelState, Gauge)>,
+    weights: Gauge,
+    predicted: Gauge,
+    seen: Gauge,
+    load: Histogram,
+    failed_loads: Counter,
+    unloads: Vec<(Reason, Counter)>,
 }
 
 impl Meters {
     /// Takes the handles; the counters start at zero, so that a rate can be told from the first scrape.
     pub(super) fn new<'a>(models: impl Iterator<Item = &'a str>) -> Self {
         describe();
-        let zero = |counter: Counter| {
-            counter.increment(0);
-            counter
-        };
         let refused =
             |reason: Mismatch| (reason, zero(counter!("easel_merges_refused_total", "reason" => reason.name())));
         Self {
@@ -79,8 +85,62 @@ impl ModelMeters {
             decode: call("decode"),
             out_of_memory: counter!("easel_out_of_memory_total", "model" => model.to_owned()),
             isolated: counter!("easel_batches_isolated_total", "model" => model.to_owned()),
+            states: ModelState::ALL
+                .map(|state| {
+                    let gauge = gauge!("easel_model_state", "model" => model.to_owned(), "state" => state.name());
+                    (state, gauge)
+                })
+                .into(),
+            weights: gauge!("easel_model_weight_bytes", "model" => model.to_owned()),
+            predicted: gauge!("easel_model_peak_bytes", "model" => model.to_owned(), "kind" => "predicted"),
+            seen: gauge!("easel_model_peak_bytes", "model" => model.to_owned(), "kind" => "seen"),
+            load: histogram!("easel_model_load_seconds", "model" => model.to_owned()),
+            failed_loads: zero(counter!("easel_model_loads_failed_total", "model" => model.to_owned())),
+            unloads: [(Reason::Idle, "idle"), (Reason::Evicted, "evicted"), (Reason::Asked, "asked")]
+                .map(|(reason, name)| {
+                    let labels = [("model", model.to_owned()), ("reason", name.to_owned())];
+                    (reason, zero(counter!("easel_model_unloads_total", &labels)))
+                })
+                .into(),
         }
     }
+
+    /// The model is in this state now.
+    pub(super) fn state(&self, status: &ModelStatus) {
+        for (state, gauge) in &self.states {
+            gauge.set(f64::from(u8::from(*state == status.state)));
+        }
+        let held = matches!(status.state, ModelState::Loading | ModelState::Ready | ModelState::Unloading);
+        self.weights.set(if held { status.weight_bytes as f64 } else { 0.0 });
+    }
+
+    /// Its memory has had these peaks so far.
+    pub(super) fn peaks(&self, peaks: Peaks) {
+        self.predicted.set(peaks.predicted as f64);
+        self.seen.set(peaks.seen as f64);
+    }
+
+    /// An attempt to load it has ended.
+    pub(super) fn loaded(&self, well: bool, took: Duration) {
+        if well {
+            self.load.record(took.as_secs_f64());
+        } else {
+            self.failed_loads.increment(1);
+        }
+    }
+
+    /// It is unloaded for this reason.
+    pub(super) fn unloads(&self, reason: Reason) {
+        if let Some((_, counter)) = self.unloads.iter().find(|(known, _)| *known == reason) {
+            counter.increment(1);
+        }
+    }
+}
+
+/// A counter that is there from the first scrape.
+fn zero(counter: Counter) -> Counter {
+    counter.increment(0);
+    counter
 }
 
 /// An outcome of a job, as the engine sees it.
@@ -99,6 +159,19 @@ fn describe() {
     total!("easel_out_of_memory_total", "Model calls that did not fit the device's memory.");
     total!("easel_batches_isolated_total", "Failed calls whose rows were repeated one by one to find the culprit.");
     total!("easel_engine_jobs_total", "Jobs that left the engine, by outcome.");
+    level!("easel_model_state", "1 for the state that the model is in: unloaded, loading, ready, unloading or failed.");
+    level!("easel_model_weight_bytes", Unit::Bytes, "Bytes that the model's weights take now, as its files tell.");
+    level!(
+        "easel_model_peak_bytes",
+        Unit::Bytes,
+        "The most memory that the model took so far, its weights included: as predicted and as seen."
+    );
+    spread!("easel_model_load_seconds", Unit::Seconds, "Duration of loading a model.");
+    total!("easel_model_loads_failed_total", "Attempts to load a model that failed.");
+    total!(
+        "easel_model_unloads_total",
+        "Models unloaded, by reason: idle, evicted for another, or asked by an operator."
+    );
     level!("easel_engine_waiting", "Jobs that wait for their first picture to begin.");
     level!("easel_engine_running", "Jobs that have begun and not ended.");
     level!("easel_engine_rows", "Rows of all running pictures; guidance takes two a picture.");

@@ -6,10 +6,13 @@
 //! | file | its subject |
 //! |---|---|
 //! | `handle` | the async side's end: submit, queue, shutdown |
+//! | `registry`, `loader`, `residency` | the models, whose weights come and go; pure: which of them |
 //! | `thread`, `begin`, `call` | the step loop: news, letting pictures in, model calls |
 //! | `waiting`, `policy` | pure: who is next, who joins, whose call it is, which rows are in it |
 //! | `batch` | the running rows, in groups that may share a call |
 //! | `cost`, `memory` | how many rows a call should, and can, have |
+//! | `ledger` | what was measured, kept from one start to the next |
+//! | `watch` | the memory as it is seen, beside what was predicted |
 //! | `embeddings`, `decode`, `preview` | text embeddings kept; pictures made beside the loop |
 //! | `forecast`, `snapshot`, `meters` | what callers and operators are told |
 
@@ -23,20 +26,29 @@ mod fault;
 mod forecast;
 mod handle;
 mod job;
+mod ledger;
+mod loader;
 mod memory;
 mod meters;
 mod options;
 mod policy;
 mod preview;
+mod registry;
+mod residency;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod thread;
 mod waiting;
+mod watch;
 
 pub use handle::EngineHandle;
+pub use ledger::{CostRow, cost_rows};
+pub(crate) use memory::free_bytes;
 pub use options::EngineOptions;
-pub use snapshot::{Batch, ModelQueue, QueueSnapshot};
+pub use registry::{CommandError, ModelCommand};
+pub use snapshot::{Batch, LoadingStatus, ModelQueue, ModelState, ModelStatus, Peaks, QueueSnapshot};
+pub(crate) use watch::MemoryWatch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +80,9 @@ pub struct Work {
     pub owner: String,
     /// Previews wanted of each picture, spread evenly over its steps.
     pub previews: u32,
+    /// The model that goes on where this one ends, if there is one: the specs then end early
+    /// ([`Stage::First`](easel_models::Stage::First)).
+    pub second: Option<SecondStage>,
     /// Where events go. Once it is closed the work is dropped at the next step boundary.
     pub events: UnboundedSender<EngineEvent>,
 }
@@ -91,6 +106,23 @@ impl Work {
     }
 }
 
+/// What a second model does to each picture of a job, as SDXL's refiner does: the first model's latents go to it instead
+/// of to the decoder.
+#[derive(Debug, Clone)]
+pub struct SecondStage {
+    /// The model's name in the registry.
+    pub model: String,
+    /// What to draw; encoded by this model's own text encoders.
+    pub prompt: Prompt,
+    /// The negative prompt, needed when guidance is above 1.
+    pub negative: Prompt,
+    /// diffusers' `denoising_start`: where in the schedule this model goes on, in 0..1.
+    pub from: f64,
+    /// How it renders each picture: as many as the work's own, of the same size. Their stage is the engine's to set,
+    /// as it has the latents.
+    pub specs: Vec<RenderSpec>,
+}
+
 /// What the engine tells of one job, in this order: queue places, `Started`, progress and previews of its
 /// pictures as they come, one `Image` a picture, and `Finished` or `Failed` last.
 #[derive(Debug, Clone)]
@@ -102,13 +134,24 @@ pub enum EngineEvent {
         /// Estimated time until the job is done, when enough has been measured.
         eta: Option<Duration>,
     },
+    /// The model that the job needs next is being loaded; sent to all who wait for it, now and then.
+    Loading {
+        /// The model's name in the registry.
+        model: String,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+        /// Whether they come over the network.
+        fetching: bool,
+    },
     /// The first of its pictures has joined the batch.
     Started,
     /// A picture has finished a step.
     Progress {
         /// Which of the job's pictures.
         image: usize,
-        /// Steps finished.
+        /// Steps finished, of both models where there are two.
         step: usize,
         /// Steps in all.
         steps: usize,
@@ -174,6 +217,9 @@ pub enum WorkError {
         /// What was asked and what is possible.
         message: String,
     },
+    /// The model cannot be loaded; the message names the file at fault.
+    #[error("{0}")]
+    Model(String),
     /// The engine stopped before the work was done; the job may be run again.
     #[error("the engine is shutting down")]
     ShuttingDown,

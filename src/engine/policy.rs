@@ -11,7 +11,9 @@
 //!   ([`shares`]).
 //! - *No group starves others of a place.* Only so many groups run at once. When one more is wanted, the group that
 //!   is nearest to its end takes no more rows: the least remaining time can then only fall, so some group ends and
-//!   makes room.
+//!   makes room. An owner or a model with nothing running need not wait for that.
+//! - *Models share it alike.* An owner's share is spread over its models first, and then over each model's groups, so
+//!   that requests for many sizes of one model take nothing from another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -71,12 +73,13 @@ impl Room {
 /// The jobs whose next pictures join now, in order; a job comes once for each picture.
 ///
 /// `rooms` are the running groups, at most `groups` of them unless newcomers need more; `seats` tells the rows of a
-/// call of a class with no group. Nobody overtakes within a class, so a picture of two rows is not starved by
-/// pictures of one.
+/// call of a class with no group; only models that are `open` let pictures in. Nobody overtakes within a class, so a
+/// picture of two rows is not starved by pictures of one.
 pub(super) fn admit(
     waiting: &Waiting,
     mut rooms: Vec<Room>,
     groups: usize,
+    open: impl Fn(usize) -> bool,
     seats: impl Fn(Class) -> usize,
 ) -> Vec<u64> {
     let mut admitted = Vec::new();
@@ -93,15 +96,17 @@ pub(super) fn admit(
             .filter(|&room| rooms[room].class == entry.class)
             .min_by_key(|&room| rooms[room].rows.saturating_sub(rooms[room].seats));
         let admits = match group {
+            _ if !open(entry.class.model) => false,
             Some(room) => sealed != Some(room) && rooms[room].admits(entry),
             None => {
                 let newcomer = rooms.iter().all(|room| !room.owners.contains_key(&entry.owner))
+                    || rooms.iter().all(|room| room.class.model != entry.class.model)
                     || rooms.iter().flat_map(|room| room.owners.values()).all(|&other| other < entry.priority);
-                let open = rooms.len() < groups || (newcomer && rooms.len() < 2 * groups);
-                if !open {
+                let room = rooms.len() < groups || (newcomer && rooms.len() < 2 * groups);
+                if !room {
                     sealed = (0..rooms.len()).min_by(|&a, &b| rooms[a].left.total_cmp(&rooms[b].left));
                 }
-                open
+                room
             }
         };
         if admits {
@@ -124,14 +129,23 @@ pub(super) fn admit(
 }
 
 /// The share of the device that each group has, by what its owners and their priorities give it. The groups' owners
-/// are given with the highest priority of their rows.
-pub(super) fn shares(groups: &[&HashMap<Arc<str>, Priority>]) -> Vec<f64> {
-    let mut spread: HashMap<&str, f64> = HashMap::new();
-    for owner in groups.iter().flat_map(|group| group.keys()) {
-        *spread.entry(owner).or_default() += 1.0;
+/// are given with the highest priority of their rows, beside the groups' models.
+pub(super) fn shares(groups: &[(usize, &HashMap<Arc<str>, Priority>)]) -> Vec<f64> {
+    // By owner, its groups of each model.
+    let mut spread: HashMap<&str, HashMap<usize, f64>> = HashMap::new();
+    for (model, owners) in groups {
+        for owner in owners.keys() {
+            *spread.entry(owner).or_default().entry(*model).or_default() += 1.0;
+        }
     }
-    let share = |(owner, &priority): (&Arc<str>, &Priority)| weight(priority) / spread.get(&**owner).unwrap_or(&1.0);
-    groups.iter().map(|group| group.iter().map(share).sum()).collect()
+    let share = |model: usize, owner: &Arc<str>, priority: Priority| {
+        let parts = spread.get(&**owner).map_or(1.0, |models| models.len() as f64 * models.get(&model).unwrap_or(&1.0));
+        weight(priority) / parts
+    };
+    let sum = |&(model, owners): &(usize, &HashMap<Arc<str>, Priority>)| {
+        owners.iter().map(|(owner, &priority)| share(model, owner, priority)).sum()
+    };
+    groups.iter().map(sum).collect()
 }
 
 /// The group whose call is next: the one that has had the least device time for its share, of those given by
@@ -201,14 +215,14 @@ mod tests {
     #[test]
     fn a_batch_is_filled_and_no_more() {
         let waiting = list((0..6).map(|_| entry("a", Priority::Normal, 64, 2)));
-        assert_eq!(admit(&waiting, vec![], 4, |_| 8), [0, 1, 2, 3]);
-        assert_eq!(admit(&waiting, vec![room(64, 5, 8, 1.0, "a")], 4, |_| 8), [0]);
+        assert_eq!(admit(&waiting, vec![], 4, |_| true, |_| 8), [0, 1, 2, 3]);
+        assert_eq!(admit(&waiting, vec![room(64, 5, 8, 1.0, "a")], 4, |_| true, |_| 8), [0]);
     }
 
     #[test]
     fn one_picture_runs_even_where_it_does_not_fit() {
         let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 64, 2)]);
-        assert_eq!(admit(&waiting, vec![], 4, |_| 1), [0]);
+        assert_eq!(admit(&waiting, vec![], 4, |_| true, |_| 1), [0]);
     }
 
     #[test]
@@ -219,19 +233,19 @@ mod tests {
             entry("b", Priority::Normal, 128, 2),
             entry("b", Priority::Normal, 128, 2),
         ]);
-        assert_eq!(admit(&waiting, vec![full.clone()], 4, |_| 2), [1]);
+        assert_eq!(admit(&waiting, vec![full.clone()], 4, |_| true, |_| 2), [1]);
         let waiting = list([
             entry("b", Priority::Normal, 64, 2),
             entry("c", Priority::Normal, 64, 2),
             entry("d", Priority::Normal, 64, 2),
         ]);
-        assert_eq!(admit(&waiting, vec![full], 4, |_| 2), [0, 1]);
+        assert_eq!(admit(&waiting, vec![full], 4, |_| true, |_| 2), [0, 1]);
     }
 
     #[test]
     fn a_higher_priority_joins_a_full_batch() {
         let waiting = list([entry("a", Priority::High, 64, 2), entry("a", Priority::High, 64, 2)]);
-        assert_eq!(admit(&waiting, vec![room(64, 4, 4, 1.0, "a")], 4, |_| 4), [0]);
+        assert_eq!(admit(&waiting, vec![room(64, 4, 4, 1.0, "a")], 4, |_| true, |_| 4), [0]);
     }
 
     #[test]
@@ -239,21 +253,21 @@ mod tests {
         let full = Room { nearest: 40, ..room(64, 4, 4, 1.0, "a") };
         let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 64, 2)]);
         // The second is not short beside the first.
-        assert_eq!(admit(&waiting, vec![full], 4, |_| 4), [0]);
+        assert_eq!(admit(&waiting, vec![full], 4, |_| true, |_| 4), [0]);
         let full = Room { nearest: 39, ..room(64, 4, 4, 1.0, "a") };
-        assert_eq!(admit(&waiting, vec![full], 4, |_| 4), [] as [u64; 0]);
+        assert_eq!(admit(&waiting, vec![full], 4, |_| true, |_| 4), [] as [u64; 0]);
     }
 
     #[test]
     fn nobody_overtakes_within_a_class() {
         let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 64, 1)]);
-        assert_eq!(admit(&waiting, vec![room(64, 3, 4, 1.0, "a")], 4, |_| 4), [] as [u64; 0]);
+        assert_eq!(admit(&waiting, vec![room(64, 3, 4, 1.0, "a")], 4, |_| true, |_| 4), [] as [u64; 0]);
     }
 
     #[test]
     fn another_class_goes_past_a_full_group() {
         let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 128, 2)]);
-        assert_eq!(admit(&waiting, vec![room(64, 4, 4, 1.0, "a")], 4, |_| 4), [1]);
+        assert_eq!(admit(&waiting, vec![room(64, 4, 4, 1.0, "a")], 4, |_| true, |_| 4), [1]);
     }
 
     #[test]
@@ -264,23 +278,44 @@ mod tests {
             entry("a", Priority::Normal, 64, 1),
             entry("a", Priority::Normal, 128, 1),
         ]);
-        assert_eq!(admit(&waiting, rooms(), 2, |_| 4), [1]);
-        assert_eq!(admit(&waiting, rooms(), 3, |_| 4), [0, 1, 2]);
+        assert_eq!(admit(&waiting, rooms(), 2, |_| true, |_| 4), [1]);
+        assert_eq!(admit(&waiting, rooms(), 3, |_| true, |_| 4), [0, 1, 2]);
     }
 
     #[test]
     fn an_owner_with_nothing_running_need_not_wait_for_a_groups_place() {
         let rooms = vec![room(64, 1, 4, 9.0, "a"), room(128, 1, 4, 3.0, "a")];
-        assert_eq!(admit(&list([entry("b", Priority::Normal, 256, 1)]), rooms, 2, |_| 4), [0]);
+        assert_eq!(admit(&list([entry("b", Priority::Normal, 256, 1)]), rooms, 2, |_| true, |_| 4), [0]);
     }
 
     #[test]
     fn an_owners_share_is_spread_over_its_groups() {
         let both = HashMap::from([("a".into(), Priority::Normal), ("b".into(), Priority::Normal)]);
         let one = HashMap::from([("b".into(), Priority::Normal)]);
-        assert_eq!(shares(&[&both, &one]), [6.0, 2.0]);
+        assert_eq!(shares(&[(0, &both), (0, &one)]), [6.0, 2.0]);
         let high = HashMap::from([("c".into(), Priority::High)]);
-        assert_eq!(shares(&[&one, &high]), [4.0, 16.0]);
+        assert_eq!(shares(&[(0, &one), (0, &high)]), [4.0, 16.0]);
+    }
+
+    #[test]
+    fn an_owners_share_is_the_same_for_each_of_its_models() {
+        let one = HashMap::from([("a".into(), Priority::Normal)]);
+        assert_eq!(shares(&[(0, &one), (0, &one), (0, &one), (1, &one)]), [4.0 / 6.0, 4.0 / 6.0, 4.0 / 6.0, 2.0]);
+    }
+
+    #[test]
+    fn a_model_with_nothing_running_need_not_wait_for_a_groups_place() {
+        let rooms = || vec![room(64, 1, 4, 9.0, "a"), room(128, 1, 4, 3.0, "a")];
+        let of =
+            |model, width| Entry { class: Class { model, ..class(width) }, ..entry("a", Priority::Normal, width, 1) };
+        assert_eq!(admit(&list([of(0, 256), of(1, 256), of(1, 64)]), rooms(), 2, |_| true, |_| 4), [1]);
+    }
+
+    #[test]
+    fn a_model_that_is_not_open_lets_nobody_in_and_holds_up_nobody() {
+        let other = Entry { class: Class { model: 1, ..class(64) }, ..entry("a", Priority::Normal, 64, 1) };
+        let waiting = list([entry("a", Priority::High, 64, 1), other]);
+        assert_eq!(admit(&waiting, vec![room(64, 1, 4, 9.0, "a")], 4, |model| model == 1, |_| 4), [1]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use easel_models::Pipeline;
+use easel_models::{Pipeline, Stage};
 use tokio::sync::watch;
 
 use super::batch::Groups;
@@ -17,20 +17,21 @@ use super::cost::{Costs, Place};
 use super::decode::{Decoder, Report, Task};
 use super::embeddings::Embeddings;
 use super::handle::Message;
-use super::job::Job;
+use super::job::{Job, STAGES};
+use super::ledger::{Ledger, Shape};
+use super::loader::Listener;
 use super::memory::Memory;
 use super::meters::{self, Meters};
+use super::registry::Model;
 use super::waiting::{Class, Entry, Waiting};
+use super::watch::MemoryWatch;
 use super::{EngineEvent, EngineOptions, QueueSnapshot, Work, WorkError};
 
-/// A model of the registry.
-pub(super) struct Model {
-    pub(super) name: String,
-    pub(super) pipeline: Arc<dyn Pipeline>,
-}
+/// Measured costs are written down this often while there is something to do.
+const NOTE: Duration = Duration::from_secs(60);
 
 /// The engine's state. See the files of the same subjects for its parts: `begin` lets pictures in, `call` steps them,
-/// `forecast` tells callers what to expect.
+/// `forecast` tells callers what to expect, `registry` loads and unloads.
 pub(super) struct Engine {
     pub(super) models: Vec<Model>,
     pub(super) options: EngineOptions,
@@ -48,6 +49,18 @@ pub(super) struct Engine {
     pub(super) decoder: Decoder,
     pub(super) meters: Meters,
     pub(super) publish: watch::Sender<Arc<QueueSnapshot>>,
+    /// Takes what the threads tell that load and unload.
+    pub(super) loader: Listener,
+    /// Bytes that the weights of all models may take.
+    pub(super) budget: Option<u64>,
+    /// What the device's memory is seen to be.
+    pub(super) watch: Option<MemoryWatch>,
+    /// What was measured before, and when it was last written down.
+    pub(super) ledger: Option<(Ledger, Instant)>,
+    /// When it was last looked at, and for which model.
+    pub(super) weighed: (Instant, usize),
+    /// When weights are to come or go next, if nothing happens before.
+    pub(super) next_move: Option<Instant>,
     /// When to end at the latest, once told to.
     closing: Option<Instant>,
     abandoned: bool,
@@ -74,11 +87,12 @@ impl Engine {
         inbox: Receiver<Message>,
         publish: watch::Sender<Arc<QueueSnapshot>>,
         report: impl Fn(Report) -> bool + Send + 'static,
+        loader: Listener,
     ) -> std::io::Result<Self> {
         let decoder = Decoder::start(models.iter().map(|(_, model)| Arc::clone(model)).collect(), report)?;
         let meters = Meters::new(models.iter().map(|(name, _)| name.as_str()));
-        Ok(Self {
-            models: models.into_iter().map(|(name, pipeline)| Model { name, pipeline }).collect(),
+        let mut engine = Self {
+            models: models.into_iter().map(|(name, pipeline)| Model::new(name, pipeline)).collect(),
             inbox,
             jobs: BTreeMap::new(),
             next_job: 0,
@@ -88,6 +102,12 @@ impl Engine {
             embeddings: Embeddings::new(options.embedding_cache_bytes),
             costs: Costs::default(),
             memory: Memory::new(options.memory_bytes),
+            loader,
+            budget: options.weights_bytes,
+            next_move: None,
+            watch: None,
+            ledger: None,
+            weighed: (Instant::now(), 0),
             options,
             decoder,
             meters,
@@ -100,7 +120,14 @@ impl Engine {
             told: (Instant::now(), Duration::ZERO),
             busy: Duration::ZERO,
             overhead: Duration::ZERO,
-        })
+        };
+        engine.settle();
+        engine.recall();
+        let early = engine.models.iter().filter(|model| model.held()).map(|model| model.bytes).sum();
+        engine.watch = MemoryWatch::start(&engine.options.device, early);
+        // Who asks before the thread has begun is told the models' states, too.
+        engine.tell(true);
+        Ok(engine)
     }
 
     /// The loop, until it is told to end.
@@ -117,6 +144,8 @@ impl Engine {
             if self.finished() {
                 break;
             }
+            self.reside();
+            self.note(false);
             self.admit();
             if self.groups.is_empty() {
                 self.tell(true);
@@ -136,11 +165,57 @@ impl Engine {
         self.close();
     }
 
+    /// Takes what an earlier engine has measured of these models.
+    fn recall(&mut self) {
+        let Some(data) = &self.options.data else { return };
+        let ledger = Ledger::open(data, &self.options.device);
+        for (model, opened) in self.models.iter().enumerate() {
+            for Shape { width, height, latent, curve } in ledger.shapes(&*opened.pipeline).to_vec() {
+                self.shapes.insert(Class { model, width, height }, latent);
+                self.costs.recall(Place { model, latent }, curve);
+            }
+        }
+        self.ledger = Some((ledger, Instant::now()));
+    }
+
+    /// Writes down what was measured, now and then and at the end.
+    fn note(&mut self, end: bool) {
+        let Some((ledger, last)) = &mut self.ledger else { return };
+        if !end && last.elapsed() < NOTE {
+            return;
+        }
+        *last = Instant::now();
+        for (model, opened) in self.models.iter().enumerate() {
+            let of_model = self.shapes.iter().filter(|(class, _)| class.model == model);
+            let shape = |(class, &latent): (&Class, &[usize; 3])| {
+                let curve = self.costs.curve(Place { model, latent })?.clone();
+                Some(Shape { width: class.width, height: class.height, latent, curve })
+            };
+            let mut shapes: Vec<Shape> = of_model.filter_map(shape).collect();
+            shapes.sort_by_key(|shape| (shape.width, shape.height));
+            ledger.put(&opened.name, &*opened.pipeline, shapes);
+        }
+        let page = ledger.page();
+        if end {
+            page.write();
+            return;
+        }
+        // The disk may take its time.
+        if let Err(error) = std::thread::Builder::new().name("easel-ledger".into()).spawn(move || page.write()) {
+            tracing::warn!(%error, "no thread to write the measured costs in");
+        }
+    }
+
     /// Takes one piece of news.
     pub(super) fn handle(&mut self, message: Message) {
         match message {
             Message::Submit(work, submitted) => self.submitted(*work, submitted),
             Message::Decoder(report) => self.reported(report),
+            Message::Model(report) => self.resided(report),
+            Message::Command { name, command, answer } => {
+                // Who asked may have gone; it is done all the same.
+                let _ = answer.send(self.command(&name, command));
+            }
             Message::Shutdown(end) => {
                 self.closing = Some(self.closing.map_or(end, |earlier| earlier.min(end)));
                 // What has begun may finish, with all of its pictures; the rest is not begun.
@@ -161,27 +236,62 @@ impl Engine {
             let _ = work.events.send(EngineEvent::Failed(WorkError::ShuttingDown));
             return;
         }
-        let class = Class { model, width: spec.width, height: spec.height };
-        let rows = 1 + usize::from(self.models[model].pipeline.guided(spec));
+        let class = |model| Class { model, width: spec.width, height: spec.height };
+        let second = work.second.as_ref();
+        let second = second.and_then(|second| self.models.iter().position(|model| model.name == second.model));
+        let (first, second, pictures) = (class(model), second.map(class), work.specs.len());
+        let job = Job::new(work, first, second, submitted);
+        self.tell_newcomer(model, &job);
+        if let Some(entry) = self.entry(&job, 0) {
+            self.waiting.push(self.next_job, Entry { pictures, ..entry });
+        }
+        self.jobs.insert(self.next_job, job);
+        self.next_job += STAGES;
+        self.changed = true;
+    }
+
+    /// How a picture of a job waits for the model of this stage.
+    pub(super) fn entry(&self, job: &Job, stage: usize) -> Option<Entry> {
+        let specs = match &job.work.second {
+            Some(second) if stage > 0 => &second.specs,
+            _ => &job.work.specs,
+        };
+        let (spec, class) = (specs.first()?, job.class(stage));
+        let model = &self.models[class.model].pipeline;
+        let rows = 1 + usize::from(model.guided(spec));
+        let steps = match &spec.stage {
+            Stage::First { until } => (spec.sampling.steps as f64 * until).round() as usize,
+            _ if stage > 0 => job.steps_after(0),
+            _ => spec.sampling.steps,
+        };
         let pixels = f64::from(spec.width) * f64::from(spec.height);
         // In proportion to the operations, about: every weight is used once a pixel, row and step.
-        let weights = self.models[model].pipeline.card().parameters.max(1) as f64;
-        let steps = spec.sampling.steps;
+        let weights = model.card().parameters.max(1) as f64;
         let asks = (steps * rows) as f64 * pixels * weights;
-        let (priority, pictures) = (work.priority, work.specs.len());
-        let job = Job::new(work, class, submitted);
-        let owner = Arc::clone(&job.owner);
-        self.waiting.push(self.next_job, Entry { owner, priority, class, rows, steps, pictures, asks });
-        self.jobs.insert(self.next_job, job);
-        self.next_job += 1;
-        self.changed = true;
+        let (owner, priority) = (Arc::clone(&job.owner), job.work.priority);
+        Some(Entry { owner, priority, class, rows, steps, pictures: 1, asks })
+    }
+
+    /// Lets one more picture of a job wait for its second model.
+    pub(super) fn wait_for_second(&mut self, id: u64) {
+        let entry = self.jobs.get(&id).and_then(|job| self.entry(job, 1));
+        if let Some(entry) = entry {
+            self.waiting.push_one(id + 1, entry);
+        }
     }
 
     fn reported(&mut self, report: Report) {
         match report {
             Report::Decoded { job, model, latent, took, last } => {
-                self.decoder.pictures -= 1;
+                self.decoder.reported(model);
                 self.changed = true;
+                if let Some(class) = self.jobs.get(&job).map(|job| job.class).filter(|_| took.is_some()) {
+                    // The rows that may have run beside it.
+                    let groups = self.groups.iter().filter(|group| group.class.model == model);
+                    let rows = groups.map(|group| group.seated() as u64 * group.row_bytes).max().unwrap_or_default();
+                    let decode = self.models[model].pipeline.decode_bytes(class.width, class.height);
+                    self.weigh(model, rows, decode);
+                }
                 if last && self.jobs.remove(&job).is_some() {
                     meters::ended(if took.is_some() { "finished" } else { "canceled" });
                 }
@@ -231,7 +341,7 @@ impl Engine {
     fn remove(&mut self, id: u64) -> Option<Job> {
         let job = self.jobs.remove(&id)?;
         job.end();
-        self.waiting.remove(id);
+        (id..id + STAGES).for_each(|ticket| self.waiting.remove(ticket));
         self.groups.retain(|row| row.job != id);
         self.changed = true;
         Some(job)
@@ -245,7 +355,7 @@ impl Engine {
 
     /// Waits for news, as there is nothing to step; false when none can come.
     fn wait(&mut self) -> bool {
-        let message = match self.closing {
+        let message = match self.closing.into_iter().chain(self.next_move).min() {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(end) => self.inbox.recv_timeout(end.saturating_duration_since(Instant::now())),
         };
@@ -268,6 +378,7 @@ impl Engine {
                 let _ = work.events.send(EngineEvent::Failed(WorkError::ShuttingDown));
             }
         }
+        self.note(true);
         self.tell(true);
         // A decoder that waits for an answer must see that none comes.
         drop(self.inbox);

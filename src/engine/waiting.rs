@@ -52,6 +52,8 @@ pub(super) struct Waiting {
     lines: [Line; PRIORITIES],
     /// Jobs by class, to know when nobody who waits could be taken.
     classes: HashMap<Class, usize>,
+    /// Jobs by model and priority, to know which models are wanted.
+    models: HashMap<usize, [usize; PRIORITIES]>,
 }
 
 /// Those who wait with one priority.
@@ -80,7 +82,16 @@ impl Waiting {
         line.jobs += 1;
         line.owners.entry(Arc::clone(&entry.owner)).or_default().jobs.insert(job);
         *self.classes.entry(entry.class).or_default() += 1;
+        self.models.entry(entry.class.model).or_default()[entry.priority as usize] += 1;
         self.entries.insert(job, entry);
+    }
+
+    /// Lets one more picture of `job` wait, like the others of it that do, or else like `entry`.
+    pub(super) fn push_one(&mut self, job: u64, entry: Entry) {
+        match self.entries.get_mut(&job) {
+            Some(known) => known.pictures += 1,
+            None => self.push(job, Entry { pictures: 1, ..entry }),
+        }
     }
 
     /// Takes one picture of `job` off the list and charges its owner.
@@ -115,6 +126,9 @@ impl Waiting {
                 self.classes.remove(&entry.class);
             }
         }
+        if let Some(counts) = self.models.get_mut(&entry.class.model) {
+            counts[entry.priority as usize] -= 1;
+        }
         let line = &mut self.lines[entry.priority as usize];
         line.jobs -= 1;
         if let Some(owner) = line.owners.get_mut(&entry.owner) {
@@ -137,6 +151,17 @@ impl Waiting {
     /// Whether nobody waits.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// The highest priority of those who wait for a model, if somebody does.
+    pub(super) fn highest(&self, model: usize) -> Option<Priority> {
+        let counts = self.models.get(&model)?;
+        [Priority::High, Priority::Normal, Priority::Low].into_iter().find(|&priority| counts[priority as usize] > 0)
+    }
+
+    /// Those who wait for a model, in no particular order.
+    pub(super) fn of(&self, model: usize) -> impl Iterator<Item = u64> {
+        self.entries.iter().filter(move |(_, entry)| entry.class.model == model).map(|(&job, _)| job)
     }
 
     /// Classes that somebody waits for.
@@ -314,6 +339,29 @@ mod tests {
         waiting.take(1);
         waiting.push(4, entry("b", Priority::Normal, 3, 1.0));
         assert_eq!(order(&waiting), [4, 2, 4, 3, 4]);
+    }
+
+    #[test]
+    fn a_model_is_wanted_with_the_highest_priority_of_those_who_wait_for_it() {
+        let other = Entry { class: Class { model: 1, ..CLASS }, ..entry("a", Priority::High, 1, 1.0) };
+        let mut waiting = list([entry("a", Priority::Low, 1, 1.0), entry("b", Priority::Normal, 2, 1.0), other]);
+        assert_eq!(waiting.highest(0), Some(Priority::Normal));
+        assert_eq!(waiting.highest(1), Some(Priority::High));
+        assert_eq!((waiting.of(1).collect::<Vec<_>>(), waiting.of(2).count()), (vec![2], 0));
+        waiting.remove(1);
+        waiting.take(2);
+        assert_eq!((waiting.highest(0), waiting.highest(1)), (Some(Priority::Low), None));
+    }
+
+    #[test]
+    fn pictures_that_come_one_by_one_wait_as_one_job() {
+        let mut waiting = Waiting::default();
+        for _ in 0..3 {
+            waiting.push_one(7, entry("a", Priority::Normal, 9, 1.0));
+        }
+        assert_eq!(drain(&mut waiting), [7, 7, 7]);
+        waiting.push_one(7, entry("a", Priority::Normal, 9, 1.0));
+        assert_eq!(drain(&mut waiting), [7]);
     }
 
     #[test]

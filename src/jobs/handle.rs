@@ -186,6 +186,7 @@ impl Jobs {
             created_at: self.inner.now(),
             started_at: None,
             finished_at: None,
+            loading: None,
             progress: 0.0,
             queue_position: None,
             eta_ms: None,

@@ -63,6 +63,9 @@ pub struct Job {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+    /// How far the model that it waits for is loaded, while it is.
+    #[serde(skip)]
+    pub loading: Option<ModelLoading>,
     /// Steps done of all its pictures' steps, in 0..=1.
     pub progress: f64,
     /// Jobs ahead of it while it waits.
@@ -79,6 +82,19 @@ pub struct Job {
     pub metadata: BTreeMap<String, String>,
     /// What the caller should know.
     pub warnings: Vec<String>,
+}
+
+/// How far a model is loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelLoading {
+    /// The model's name.
+    pub model: String,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Whether they come over the network.
+    pub fetching: bool,
 }
 
 /// One finished picture, kept in the artifact store.
@@ -148,6 +164,8 @@ pub struct JobEvent {
 pub enum JobEventKind {
     /// It waits, or its place has changed.
     Queued,
+    /// The model that it needs next is being loaded.
+    Loading(ModelLoading),
     /// It runs.
     Started,
     /// A step is done.
@@ -186,6 +204,7 @@ impl JobEventKind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",
+            Self::Loading(_) => "loading",
             Self::Started => "started",
             Self::Progress { .. } => "progress",
             Self::Preview { .. } => "preview",

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::store::Ending;
-use super::{Job, JobEvent, JobEventKind, Output, Status};
+use super::{Job, JobEvent, JobEventKind, ModelLoading, Output, Status};
 
 /// Events that are kept of a job.
 const HISTORY: usize = 512;
@@ -52,6 +52,7 @@ struct Entry {
     id: u64,
     kind: JobEventKind,
     status: Status,
+    loading: Option<ModelLoading>,
     progress: f64,
     queue_position: Option<usize>,
     eta_ms: Option<u64>,
@@ -106,9 +107,20 @@ impl Live {
         self.change(|state| {
             state.job.eta_ms = eta.map(milliseconds);
             // Its time estimate alone is no event.
-            if state.job.queue_position.replace(position) != Some(position) {
+            let moved = state.job.queue_position.replace(position) != Some(position);
+            // Nothing is left to load, so that it waits for its turn only.
+            let loaded = state.job.loading.take_if(|loading| loading.done >= loading.total).is_some();
+            if loaded || moved {
                 state.push(JobEventKind::Queued);
             }
+        });
+    }
+
+    /// The model that it needs next is loaded this far.
+    pub(super) fn loading(&self, loading: ModelLoading) {
+        self.change(|state| {
+            state.job.loading = Some(loading.clone());
+            state.push(JobEventKind::Loading(loading));
         });
     }
 
@@ -117,7 +129,7 @@ impl Live {
         self.change(|state| {
             state.job.status = Status::Running;
             state.job.started_at = Some(at);
-            state.job.queue_position = None;
+            (state.job.queue_position, state.job.loading) = (None, None);
             state.push(JobEventKind::Started);
         });
     }
@@ -129,7 +141,7 @@ impl Live {
                 *done = (step as f64 / steps.max(1) as f64).clamp(0.0, 1.0);
             }
             state.job.progress = state.done.iter().sum::<f64>() / state.done.len().max(1) as f64;
-            state.job.eta_ms = eta.map(milliseconds);
+            (state.job.eta_ms, state.job.loading) = (eta.map(milliseconds), None);
             state.push(JobEventKind::Progress { image, step, steps });
         });
     }
@@ -162,7 +174,7 @@ impl Live {
             let job = &mut state.job;
             (job.status, job.started_at, job.finished_at) = (status, started_at, Some(finished_at));
             (job.metrics, job.error, job.warnings) = (metrics, error, warnings);
-            (job.queue_position, job.eta_ms) = (None, None);
+            (job.queue_position, job.eta_ms, job.loading) = (None, None, None);
             if status == Status::Succeeded {
                 job.progress = 1.0;
             } else {
@@ -186,7 +198,7 @@ impl Live {
         self.change(|state| {
             let job = &mut state.job;
             (job.status, job.started_at, job.progress) = (Status::Queued, None, 0.0);
-            (job.queue_position, job.eta_ms) = (None, None);
+            (job.queue_position, job.eta_ms, job.loading) = (None, None, None);
             job.outputs.clear();
         });
     }
@@ -277,14 +289,15 @@ impl State {
             id: self.last,
             kind,
             status: job.status,
+            loading: job.loading.clone(),
             progress: job.progress,
             queue_position: job.queue_position,
             eta_ms: job.eta_ms,
             outputs: job.outputs.len(),
         });
         if self.history.len() > HISTORY {
-            use JobEventKind::{Preview, Progress, Queued};
-            self.forget(|kind| matches!(kind, Queued | Progress { .. } | Preview { .. }));
+            use JobEventKind::{Loading, Preview, Progress, Queued};
+            self.forget(|kind| matches!(kind, Queued | Loading(_) | Progress { .. } | Preview { .. }));
         }
     }
 
@@ -301,6 +314,7 @@ impl State {
         if !entry.kind.last() {
             (job.status, job.progress) = (entry.status, entry.progress);
             (job.queue_position, job.eta_ms) = (entry.queue_position, entry.eta_ms);
+            job.loading.clone_from(&entry.loading);
             (job.finished_at, job.metrics, job.error) = (None, None, None);
             job.outputs.truncate(entry.outputs);
             if entry.status == Status::Queued {

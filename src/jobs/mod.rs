@@ -19,5 +19,5 @@ mod tests;
 
 pub use error::{JobsError, SubmitError};
 pub use handle::{Clock, Idempotency, Jobs, JobsOptions, Renderer, Submitted};
-pub use job::{Job, JobError, JobEvent, JobEventKind, JobMetrics, Output, Status};
+pub use job::{Job, JobError, JobEvent, JobEventKind, JobMetrics, ModelLoading, Output, Status};
 pub use store::{ListQuery, Page, SqliteStore, Store, StoreError};

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::handle::Inner;
 use super::live::Live;
 use super::store::{Ending, StoreError};
-use super::{Job, JobError, JobMetrics, Output, Status, meters};
+use super::{Job, JobError, JobMetrics, ModelLoading, Output, Status, meters};
 use crate::engine::{EngineEvent, Pictures, Work, WorkError, WorkMetrics};
 
 /// Previews of each picture that are made for whoever watches a job that asked for none. The engine projects
@@ -52,6 +52,7 @@ fn work(job: &Job, events: mpsc::UnboundedSender<EngineEvent>) -> Work {
         priority: request.priority,
         owner: job.workspace.clone(),
         previews: if request.partial_images > 0 { request.partial_images } else { WATCHED_PREVIEWS },
+        second: None,
         events,
     }
 }
@@ -117,6 +118,9 @@ async fn drive(inner: &Arc<Inner>, live: &Arc<Live>, mut events: UnboundedReceiv
             },
             event = events.recv(), if finished.is_none() => match event {
                 Some(EngineEvent::Queued { position, eta }) => live.queued(position, eta),
+                Some(EngineEvent::Loading { model, done, total, fetching }) => {
+                    live.loading(ModelLoading { model, done, total, fetching });
+                }
                 Some(EngineEvent::Started) => started(inner, live).await,
                 Some(EngineEvent::Progress { image, step, steps, eta }) => live.progress(image, step, steps, eta),
                 Some(EngineEvent::Preview { image, index, picture }) => {
@@ -318,6 +322,7 @@ fn job_error(error: WorkError) -> JobError {
         WorkError::Request { param, message } => {
             JobError { code: "invalid_request".into(), message, param: Some(param.into()) }
         }
+        WorkError::Model(_) => JobError { code: "model_failed".into(), message, param: Some("model".into()) },
         WorkError::ShuttingDown => JobError { code: "shutting_down".into(), message, param: None },
         WorkError::Internal(_) => internal(message),
     }

@@ -149,6 +149,7 @@ fn render(
         priority: Priority::Normal,
         owner: String::new(),
         previews: 0,
+        second: None,
         events,
     };
     engine.submit(work).map_err(failed)?;

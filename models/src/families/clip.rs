@@ -1,4 +1,4 @@
-//! CLIP as the UNet families use it: a tokenizer, a text encoder, and prompts in chunks.
+//! CLIP as all families but FLUX.1 use it: a tokenizer, a text encoder, and prompts in chunks.
 
 use std::sync::Arc;
 
@@ -10,11 +10,16 @@ use crate::text::{ClipPrompt, ClipText, ClipTextConfig, ClipTokenizer, Tokens};
 use crate::weights::Repository;
 use crate::{Error, Part, Prompt, Result};
 
+/// The projection of the pooled state.
+const PROJECTION: &str = "text_projection.weight";
+
 /// The files of one text encoder and its tokenizer, read and checked against each other.
 pub(super) struct ClipFiles {
     part: &'static str,
     config: ClipTextConfig,
     tokenizer: ClipTokenizer,
+    context: usize,
+    projected: bool,
 }
 
 impl ClipFiles {
@@ -37,7 +42,27 @@ impl ClipFiles {
             let message = format!("has ids up to {largest}, but {file} has vocab_size {vocabulary}");
             return Err(Error::file(tokenizer.file(), message));
         }
-        Ok(Self { part, config, tokenizer })
+        let context = length.unwrap_or(positions);
+        Ok(Self { part, config, tokenizer, context, projected: false })
+    }
+
+    /// The same encoder of a model that needs the projected pooled state, and does not do without the projection.
+    #[must_use]
+    pub(super) fn projected(self) -> Self {
+        Self { projected: true, ..self }
+    }
+
+    /// The same encoder with chunks of another encoder's length.
+    ///
+    /// # Errors
+    /// Names the file and the key when the encoder has not as many positions.
+    pub(super) fn at_context(self, context: usize) -> Result<Self> {
+        let positions = self.config.max_position_embeddings;
+        if context > positions {
+            let message = format!("max_position_embeddings is {positions}, but prompts have {context} tokens");
+            return Err(Error::file(format!("{}/config.json", self.part), message));
+        }
+        Ok(Self { context, ..self })
     }
 
     /// The encoder's configuration.
@@ -47,7 +72,7 @@ impl ClipFiles {
 
     /// Tokens of one chunk, its marks included.
     pub(super) fn context(&self) -> usize {
-        self.tokenizer.max_length().unwrap_or(self.config.max_position_embeddings)
+        self.context
     }
 
     /// The encoder, whose weights are those of `part`.
@@ -58,11 +83,16 @@ impl ClipFiles {
         turns: &Arc<Turns>,
         placement: &Placement,
     ) -> ClipEncoder {
-        let context = self.context();
-        let Self { part: folder, config, tokenizer } = self;
+        let Self { part: folder, config, tokenizer, context, projected } = self;
         let build = {
             let (repository, config, placement) = (repository.clone(), config.clone(), placement.clone());
-            move || ClipText::new(&config, &repository.tensors(folder, placement.dtype, &placement.device)?)
+            move || {
+                let weights = repository.tensors(folder, placement.dtype, &placement.device)?;
+                if projected && !weights.contains(PROJECTION) {
+                    return Err(weights.error(PROJECTION, "is missing; this model takes the projected pooled state"));
+                }
+                ClipText::new(&config, &weights)
+            }
         };
         let device = placement.device.clone();
         ClipEncoder { tokenizer, config, context, text: Lazy::new(part, turns, build), device }
@@ -74,7 +104,7 @@ impl ClipFiles {
 pub(super) enum Layer {
     /// The last layer's after the final normalisation: Stable Diffusion 1 and 2.
     Last,
-    /// The last but one layer's as they are: SDXL.
+    /// The last but one layer's as they are: SDXL and SD3.
     Penultimate,
 }
 

@@ -21,6 +21,7 @@ use super::{Family, Placement, card_file, dit_memory, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::denoisers::{Sd3, Sd3Condition, Sd3Config, Sd3Hooks};
 use crate::samplers::{Noise, Plan, PlanContext, Repaint, StrengthRule};
+use crate::text::equal_lengths;
 use crate::weights::Repository;
 use crate::{
     Abilities, BatchKey, Conditioning, Error, Fit, InitImage, Loading, ModelCard, Part, Pipeline, Prompt, RenderSpec,
@@ -178,6 +179,7 @@ fn card(config: &Sd3Config, vae: &AutoencoderKlConfig, schedulers: &Schedulers) 
             image_to_image: !paints_only,
             inpaint: true,
             needs_mask: paints_only,
+            prompt_weighting: true,
             strengths: Strengths { image_to_image: STRENGTH, inpaint: STRENGTH },
             ..Abilities::default()
         },
@@ -324,22 +326,28 @@ impl Pipeline for StableDiffusion3 {
             Some(_) => Box::new(Unshifted::new(sampler, self.latents.config())),
         };
 
-        let condition = |text: &Conditioning| {
+        let (states, negative_states) = match negative.as_deref() {
+            None => (positive.states.clone(), None),
+            Some(negative) => {
+                let both = equal_lengths(&positive.states, &negative.states, || self.texts.filling())?;
+                (both.0, Some((both.1, negative)))
+            }
+        };
+        let context = states.dim(0)?;
+        let condition = |states: &Tensor, text: &Conditioning| {
             let Some(pooled) = &text.pooled else {
                 return Err(Error::Unsupported("Stable Diffusion 3 needs CLIP's pooled states".to_owned()));
             };
-            let (states, pooled) = (text.states.unsqueeze(0)?, pooled.unsqueeze(0)?);
+            let (states, pooled) = (states.unsqueeze(0)?, pooled.unsqueeze(0)?);
             let text = self.transformer.with(|transformer| transformer.condition(&states, &pooled))?;
             Ok(Condition { text, kept: kept.clone() })
         };
-        let conditions =
-            Guided { negative: negative.as_deref().map(condition).transpose()?, positive: condition(&positive)? };
-        let key = BatchKey {
-            model: self.name.clone(),
-            latent: shape,
-            context: positive.states.dim(0)?,
-            references: Vec::new(),
+        let negatives = negative_states.as_ref();
+        let conditions = Guided {
+            negative: negatives.map(|(states, text)| condition(states, text)).transpose()?,
+            positive: condition(&states, &positive)?,
         };
+        let key = BatchKey { model: self.name.clone(), latent: shape, context, references: Vec::new() };
         Ok(Trajectory::new(sampler, positive, negative, spec.guidance, 0.0, key).with_state(conditions))
     }
 

@@ -79,16 +79,10 @@ impl ClipPrompt {
     /// When a tensor operation fails.
     pub fn join(&self, states: &[Tensor]) -> Result<Tensor> {
         let states = Tensor::cat(states, 1)?.squeeze(0)?;
-        let Some(weights) = &self.weights else { return Ok(states) };
-        let dtype = states.dtype();
-        let plain = states.to_dtype(candle_core::DType::F32)?;
-        let weights = Tensor::from_slice(weights, (weights.len(), 1), states.device())?;
-        let weighted = plain.broadcast_mul(&weights)?;
-        let mean = |tensor: &Tensor| -> Result<f64> { Ok(f64::from(tensor.mean_all()?.to_scalar::<f32>()?)) };
-        let (before, after) = (mean(&plain)?, mean(&weighted)?);
-        // A mean of exactly 0 can be brought to no other by a factor.
-        let factor = if after == 0.0 { 1.0 } else { before / after };
-        Ok((weighted * factor)?.to_dtype(dtype)?)
+        match &self.weights {
+            None => Ok(states),
+            Some(weights) => weighting::apply(&states, weights),
+        }
     }
 }
 

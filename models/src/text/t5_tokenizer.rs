@@ -57,19 +57,38 @@ impl T5Tokenizer {
     /// # Errors
     /// When the text cannot be tokenized.
     pub fn encode(&self, text: &str, length: usize) -> Result<Tokens> {
-        let at_text = |error: tokenizers::Error| Error::Request { param: "prompt", message: error.to_string() };
-        let encoding = self.tokenizer.encode(text, false).map_err(at_text)?;
-        let (kept, rest) = encoding.get_ids().split_at(encoding.len().min(length.saturating_sub(1)));
+        self.finish(&self.words(text)?, length)
+    }
+
+    /// A text's ids without the end mark.
+    ///
+    /// # Errors
+    /// When the text cannot be tokenized.
+    pub(super) fn words(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(text, false).map_err(|error| at_text(&error))?.get_ids().to_vec())
+    }
+
+    /// Cuts `words`, marks their end and pads them, to `length` ids.
+    ///
+    /// # Errors
+    /// When an id that is cut off is unknown.
+    pub(super) fn finish(&self, words: &[u32], length: usize) -> Result<Tokens> {
+        let (kept, rest) = words.split_at(words.len().min(length.saturating_sub(1)));
         let truncated = match rest {
             [] => None,
-            _ => Some(self.tokenizer.decode(rest, false).map_err(at_text)?.trim().to_owned()),
+            _ => Some(self.tokenizer.decode(rest, false).map_err(|error| at_text(&error))?.trim().to_owned()),
         };
         let mut ids: Vec<u32> = [kept, &[self.end]].concat();
         let mut mask = vec![1; ids.len()];
         ids.resize(length, self.pad);
         mask.resize(length, 0);
-        Ok(Tokens { ids, mask, count: encoding.len(), truncated })
+        Ok(Tokens { ids, mask, count: words.len(), truncated })
     }
+}
+
+/// An error about the prompt.
+fn at_text(error: &tokenizers::Error) -> Error {
+    Error::Request { param: "prompt", message: error.to_string() }
 }
 
 /// Puts the tokenizer together as transformers does, whatever `tokenizer.json` says besides the vocabulary.

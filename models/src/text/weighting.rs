@@ -4,6 +4,10 @@
 //! a plain letter. The reference is `parse_prompt_attention` of diffusers' community pipeline
 //! `lpw_stable_diffusion`, which does what the web UI does.
 
+use candle_core::{DType, Tensor};
+
+use crate::Result;
+
 /// What `(x)` weighs, and `[x]` the inverse of.
 const STEP: f64 = 1.1;
 
@@ -14,6 +18,21 @@ pub(super) struct Weighted {
     pub(super) text: String,
     /// 1 is the plain weight.
     pub(super) weight: f64,
+}
+
+/// Multiplies states, (l, d), by their tokens' weights, and brings them back to the mean that they had before.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub(super) fn apply(states: &Tensor, weights: &[f32]) -> Result<Tensor> {
+    let plain = states.to_dtype(DType::F32)?;
+    let weights = Tensor::from_slice(weights, (weights.len(), 1), states.device())?;
+    let weighted = plain.broadcast_mul(&weights)?;
+    let mean = |tensor: &Tensor| -> Result<f64> { Ok(f64::from(tensor.mean_all()?.to_scalar::<f32>()?)) };
+    let (before, after) = (mean(&plain)?, mean(&weighted)?);
+    // A mean of exactly 0 can be brought to no other by a factor.
+    let factor = if after == 0.0 { 1.0 } else { before / after };
+    Ok((weighted * factor)?.to_dtype(states.dtype())?)
 }
 
 /// Splits a prompt into its weighted pieces, neighbours of one weight joined. Brackets that are never closed count to the

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use easel_models::families::{Placement, open};
+use easel_models::families::{Placement, check, open};
 use easel_models::samplers::SamplingSpec;
 use easel_models::text::{T5Config, T5Encoder, T5Tokenizer};
 use easel_models::weights::Repository;
@@ -42,6 +42,53 @@ fn stable_diffusion_3_in_half_precision_draws_the_same_pictures() {
     for dtype in [DType::BF16, DType::F16] {
         cases().narrow("sd3", dtype, 28.0);
         cases().narrow("sd35", dtype, 28.0);
+    }
+}
+
+#[test]
+fn parts_that_are_placed_in_turn_draw_the_same_pictures() {
+    let cases = cases();
+    let placement = Placement { memory: Some(1), ..Placement::CPU };
+    let turns = open(&repository("sd3"), &placement, "sd3").unwrap();
+    let together = cases.pipeline("sd3", DType::F32);
+    assert!(turns.weight_bytes() < together.weight_bytes() / 2);
+    let inpainting = cases.cases.iter().find(|case| case.file == "sd3-15.png").unwrap();
+    assert_eq!(cases.picture(inpainting, turns.as_ref()).0, cases.picture(inpainting, together.as_ref()).0);
+}
+
+#[test]
+fn a_long_prompt_is_read_to_its_end_and_a_weight_moves_its_word() {
+    let pipeline = cases().pipeline("sd3", DType::F32);
+    let encode = |prompt: &Prompt| pipeline.encode(prompt).unwrap();
+    let text = "a tree and a cat ".repeat(20);
+    let plain = encode(&Prompt::new(&text));
+    assert_eq!(plain.states.dims(), [77 + 256, 48]);
+    // 75 tokens of the prompt a chunk.
+    let long = Prompt { long: true, ..Prompt::new(&text) };
+    let chunks = encode(&long).states.dim(0).unwrap() - 256;
+    assert!(chunks > 77 && chunks % 77 == 0, "{chunks}");
+    let same = Prompt { long: true, weighting: true, ..Prompt::new("a cat") };
+    assert!(relative_error(&encode(&same).states, &encode(&Prompt::new("a cat")).states) == 0.0);
+    // A weight changes both encoders' states of its word, and the others' by the common factor only.
+    let heavy = encode(&Prompt { weighting: true, ..Prompt::new("a (cat:1.5)") }).states;
+    let light = encode(&Prompt::new("a cat")).states;
+    for part in [0..77, 77..333] {
+        let cut = |states: &Tensor| states.narrow(0, part.start, part.len()).unwrap();
+        assert!(relative_error(&cut(&heavy), &cut(&light)) > 1e-2, "{part:?}");
+    }
+    // Of two prompts of other lengths, the shorter one is filled up, and the picture is still drawn.
+    let spec = RenderSpec { guidance: 4.0, ..RenderSpec::new(32, 32, 0, SamplingSpec::steps(1)) };
+    let (positive, negative) = (Arc::new(encode(&long)), Arc::new(encode(&Prompt::default())));
+    let mut row = pipeline.begin(&spec, positive, Some(negative)).unwrap();
+    assert_eq!(row.key().context, chunks + 256);
+    pipeline.denoise(&mut [&mut row]).unwrap();
+    assert!(row.done());
+}
+
+#[test]
+fn every_part_is_checked_without_its_weights() {
+    for model in ["sd3", "sd35", "large", "inpaint"] {
+        check(&repository(model)).unwrap();
     }
 }
 
@@ -193,8 +240,6 @@ fn what_a_model_has_no_use_for_or_cannot_do_without_is_refused_by_its_field() {
     let small = RenderSpec { width: 64, height: 64, init: init(), ..usual() };
     assert_eq!(refused("sd3", small), Some("image"));
     let pipeline = cases().pipeline("sd3", DType::F32);
-    let long = Prompt { long: true, ..Prompt::new("a") };
-    assert!(matches!(pipeline.encode(&long), Err(Error::Request { param: "long_prompt", .. })));
     let deep = Prompt { clip_skip: pipeline.card().clip_layers + 1, ..Prompt::new("a") };
     assert!(matches!(pipeline.encode(&deep), Err(Error::Request { param: "clip_skip", .. })));
 }

@@ -11,7 +11,7 @@ use easel_models::{
 };
 
 pub(super) struct Fake {
-    name: String,
+    pub(super) name: String,
     card: ModelCard,
     /// What a model call takes.
     call: Duration,

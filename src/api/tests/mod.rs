@@ -5,6 +5,7 @@ mod fake;
 mod hangup;
 mod jobs;
 mod malformed;
+mod models;
 mod openai;
 mod pictures;
 mod plain;
@@ -79,17 +80,29 @@ impl Server {
 
     /// A server with these changes of the configuration, and the models `quick`, `slow` and `tiny`.
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = Config::default();
-        config.server.data_dir = dir.path().to_owned();
-        config.models.aliases.insert("house".into(), "tiny".into());
-        change(&mut config);
         let models: Vec<(String, Arc<dyn Pipeline>)> = vec![
             ("quick".into(), Arc::new(Fake::exact("quick", Duration::ZERO))),
             ("slow".into(), Arc::new(Fake::exact("slow", Duration::from_millis(20)))),
             ("tiny".into(), Arc::new(Fake::resizing("tiny"))),
         ];
-        let engine = EngineHandle::start(models, EngineOptions::default());
+        Self::of(models, EngineOptions::default(), |config| {
+            config.models.aliases.insert("house".into(), "tiny".into());
+            change(config);
+        })
+        .await
+    }
+
+    /// A server with these models.
+    async fn of(
+        models: Vec<(String, Arc<dyn Pipeline>)>,
+        options: EngineOptions,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.server.data_dir = dir.path().to_owned();
+        change(&mut config);
+        let engine = EngineHandle::start(models, options);
         let artifacts = Artifacts::open(dir.path(), &config.artifacts).unwrap();
         let store = Arc::new(SqliteStore::open(&dir.path().join("jobs.db")).unwrap());
         let renderer = Arc::new(engine.clone());

@@ -1,6 +1,7 @@
 //! `easel bench`: measurements that anybody can repeat.
 
 mod compare;
+mod cost;
 mod load;
 mod samplers;
 
@@ -21,6 +22,8 @@ enum Command {
     Samplers(Box<samplers::Samplers>),
     /// Put a running server under load, and report latencies, throughput and goodput.
     Load(Box<load::LoadArgs>),
+    /// Show what a server has measured of its models' calls: the curves that batch sizes and estimates are drawn from.
+    Cost(cost::Cost),
     /// Compare the pictures of two runs; fails when they are too far apart.
     Compare(compare::Compare),
 }
@@ -30,6 +33,7 @@ impl Bench {
         match self.command {
             Command::Samplers(samplers) => samplers.run(),
             Command::Load(load) => load.run(),
+            Command::Cost(cost) => cost.run(),
             Command::Compare(compare) => compare.run(),
         }
     }

@@ -4,19 +4,19 @@
 //! latents are `target + (start - target) / 2^n`, with the start given by the seed. Pictures are the bits of the
 //! latents.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use easel_models::samplers::{Progress, Query, Sampler, SamplingSpec};
 use easel_models::{
-    Abilities, BatchKey, Conditioning, Error, Fit, ModelCard, Pipeline, Prompt, RenderSpec, Result, RgbImage, Size,
-    Sizes, Trajectory,
+    Abilities, BatchKey, Conditioning, Error, Fit, Loading, ModelCard, Pipeline, Prompt, RenderSpec, Result, RgbImage,
+    Size, Sizes, Stage, Trajectory,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Pictures, Work, WorkError, WorkMetrics};
+use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Pictures, SecondStage, Work, WorkError, WorkMetrics};
 use crate::request::Priority;
 
 /// The longest that anything in these tests may take; reached only when something hangs.
@@ -40,6 +40,7 @@ pub(in crate::engine) struct Fake {
     pub(in crate::engine) quiet_broken: AtomicUsize,
     pub(in crate::engine) encodes: AtomicUsize,
     pub(in crate::engine) decodes: AtomicUsize,
+    pub(in crate::engine) weights: Weights,
     /// The target of each row of each call, as they came.
     pub(in crate::engine) calls: Mutex<Vec<Vec<f32>>>,
 }
@@ -78,7 +79,17 @@ impl Fake {
             quiet_broken: AtomicUsize::new(0),
             encodes: AtomicUsize::new(0),
             decodes: AtomicUsize::new(0),
+            weights: Weights::default(),
             calls: Mutex::default(),
+        }
+    }
+
+    /// With weights of this many bytes that are loaded in this many milliseconds, when they are needed.
+    pub(in crate::engine) fn lazy(name: &str, bytes: u64, milliseconds: u64) -> Self {
+        let load = Duration::from_millis(milliseconds);
+        Self {
+            weights: Weights { bytes, load, resident: AtomicBool::new(false), ..Weights::default() },
+            ..Self::new(name)
         }
     }
 
@@ -102,6 +113,43 @@ impl Fake {
         let target = target(prompt);
         let has = |(index, call): (usize, Vec<f32>)| call.contains(&target).then_some(index);
         self.calls().into_iter().enumerate().filter_map(has).collect()
+    }
+}
+
+/// What loading the fake is like.
+pub(in crate::engine) struct Weights {
+    pub(in crate::engine) bytes: u64,
+    pub(in crate::engine) load: Duration,
+    pub(in crate::engine) resident: AtomicBool,
+    pub(in crate::engine) fails: Mutex<Option<Error>>,
+    pub(in crate::engine) loads: AtomicUsize,
+    pub(in crate::engine) unloads: AtomicUsize,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            bytes: 0,
+            load: Duration::ZERO,
+            resident: AtomicBool::new(true),
+            fails: Mutex::default(),
+            loads: AtomicUsize::new(0),
+            unloads: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Weights {
+    pub(in crate::engine) fn resident(&self) -> bool {
+        self.resident.load(Ordering::SeqCst)
+    }
+
+    pub(in crate::engine) fn loads(&self) -> usize {
+        self.loads.load(Ordering::SeqCst)
+    }
+
+    pub(in crate::engine) fn unloads(&self) -> usize {
+        self.unloads.load(Ordering::SeqCst)
     }
 }
 
@@ -159,7 +207,35 @@ impl Pipeline for Fake {
         &self.card
     }
 
+    fn load(&self, progress: &dyn Fn(Loading)) -> Result<()> {
+        let Weights { bytes, load, .. } = self.weights;
+        self.weights.loads.fetch_add(1, Ordering::SeqCst);
+        progress(Loading { done: 0, total: bytes, fetching: false });
+        std::thread::sleep(load);
+        if let Some(error) = self.weights.fails.lock().unwrap().take() {
+            return Err(error);
+        }
+        self.weights.resident.store(true, Ordering::SeqCst);
+        progress(Loading { done: bytes, total: bytes, fetching: false });
+        Ok(())
+    }
+
+    fn unload(&self) {
+        if self.weights.resident.swap(false, Ordering::SeqCst) {
+            self.weights.unloads.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn loaded(&self) -> bool {
+        self.weights.resident()
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weights.bytes
+    }
+
     fn encode(&self, prompt: &Prompt) -> Result<Conditioning> {
+        self.used();
         self.encodes.fetch_add(1, Ordering::SeqCst);
         let text = prompt.text.as_deref().unwrap_or_default();
         assert_ne!(text, "panic in encode", "as the prompt says");
@@ -185,6 +261,7 @@ impl Pipeline for Fake {
         positive: Arc<Conditioning>,
         negative: Option<Arc<Conditioning>>,
     ) -> Result<Trajectory> {
+        self.used();
         assert_eq!(negative.is_some(), spec.guidance > 1.0);
         match fault(&positive)? {
             3 => panic!("as the prompt says"),
@@ -199,8 +276,14 @@ impl Pipeline for Fake {
             fault @ 5.. => fault as f32 * 1e30,
             _ => start(spec.seed),
         };
-        let latents = Tensor::full(seed, latent.as_slice(), &Device::Cpu)?;
-        let progress = Progress { step: 0, steps: spec.sampling.steps };
+        let share = |share: f64| (spec.sampling.steps as f64 * share).round() as usize;
+        let fresh = || Tensor::full(seed, latent.as_slice(), &Device::Cpu);
+        let (latents, steps) = match &spec.stage {
+            Stage::Whole => (fresh()?, spec.sampling.steps),
+            Stage::First { until } => (fresh()?, share(*until)),
+            Stage::Second { from, latents } => (latents.clone(), share(1.0 - from)),
+        };
+        let progress = Progress { step: 0, steps };
         let sampler = Box::new(Halving { latents, progress });
         Ok(Trajectory::new(sampler, positive, negative, spec.guidance, 0.0, key))
     }
@@ -223,6 +306,7 @@ impl Pipeline for Fake {
             }
         }
         std::thread::sleep(self.decode);
+        self.used();
         self.decodes.fetch_add(1, Ordering::SeqCst);
         latents.iter().map(bits).collect()
     }
@@ -267,12 +351,18 @@ impl Fake {
         let aims = Tensor::stack(&aims.collect::<Result<Vec<_>>>()?, 0)?;
         let outputs = (Tensor::stack(&inputs, 0)?.broadcast_add(&aims)? * 0.5)?;
         std::thread::sleep(self.call + self.row * u32::try_from(count).unwrap());
+        self.used();
         for (index, row) in rows.iter_mut().enumerate() {
             row.advance(&outputs.get(index)?)?;
         }
         let twice = rows.iter().zip(&targets).flat_map(|(row, &target)| std::iter::repeat_n(target, row.rows()));
         self.calls.lock().unwrap().push(twice.collect());
         Ok(())
+    }
+
+    /// Every use of the weights: they must be there, for nobody else may load or unload them meanwhile.
+    fn used(&self) {
+        assert!(self.weights.resident(), "{} is used without its weights", self.name);
     }
 
     /// How often a decode met a step.
@@ -325,6 +415,8 @@ pub(in crate::engine) struct Ask {
     pub(in crate::engine) guidance: f64,
     pub(in crate::engine) width: u32,
     pub(in crate::engine) previews: u32,
+    /// The second model, and where it goes on.
+    pub(in crate::engine) second: Option<(&'static str, f64)>,
 }
 
 /// A job with these steps, and otherwise as plain as can be.
@@ -340,6 +432,7 @@ pub(in crate::engine) fn ask(prompt: &str, steps: usize) -> Ask {
         guidance: 1.0,
         width: 64,
         previews: 0,
+        second: None,
     }
 }
 
@@ -351,14 +444,15 @@ pub(in crate::engine) struct Job {
 }
 
 impl Ask {
-    pub(in crate::engine) fn submit(&self, engine: &EngineHandle) -> Job {
-        let (sender, events) = unbounded_channel();
+    /// As the engine gets it.
+    pub(in crate::engine) fn work(&self, events: UnboundedSender<EngineEvent>) -> Work {
         let spec = |image| RenderSpec {
             guidance: self.guidance,
+            stage: self.second.map_or(Stage::Whole, |(_, from)| Stage::First { until: from }),
             ..RenderSpec::new(self.width, 64, self.seed + image as u64, SamplingSpec::steps(self.steps))
         };
         let prompt = |text: &str| Prompt::new(text);
-        let work = Work {
+        Work {
             job: format!("{} x{}", self.prompt, self.steps),
             model: self.model.into(),
             prompt: prompt(&self.prompt),
@@ -368,15 +462,30 @@ impl Ask {
             priority: self.priority,
             owner: self.owner.into(),
             previews: self.previews,
-            events: sender,
-        };
-        engine.submit(work).unwrap();
+            second: self.second.map(|(model, from)| SecondStage {
+                model: model.into(),
+                prompt: prompt(&format!("{} refined", self.prompt)),
+                negative: prompt(""),
+                from,
+                specs: (0..self.n).map(|image| RenderSpec { stage: Stage::Whole, ..spec(image) }).collect(),
+            }),
+            events,
+        }
+    }
+
+    pub(in crate::engine) fn submit(&self, engine: &EngineHandle) -> Job {
+        let (sender, events) = unbounded_channel();
+        engine.submit(self.work(sender)).unwrap();
         Job { events, seen: Vec::new() }
     }
 
     /// The picture that this must become.
     pub(in crate::engine) fn solution(&self, image: usize) -> f32 {
-        solution(&self.prompt, self.seed + image as u64, self.steps, self.guidance)
+        let alone = |steps| solution(&self.prompt, self.seed + image as u64, steps, self.guidance);
+        let Some((_, from)) = self.second else { return alone(self.steps) };
+        let first = (self.steps as f64 * from).round() as usize;
+        let aim = guided(target(&format!("{} refined", self.prompt)), None, self.guidance);
+        (first..self.steps).fold(alone(first), |x, _| (x + aim) * 0.5)
     }
 }
 
@@ -452,6 +561,16 @@ impl Job {
 /// An engine over one fake with the name `fake`.
 pub(in crate::engine) fn engine(fake: Fake) -> (EngineHandle, Arc<Fake>) {
     engine_with(fake, EngineOptions::default())
+}
+
+/// An engine over several fakes, each under its name.
+pub(in crate::engine) fn engine_of<const N: usize>(
+    fakes: [Fake; N],
+    options: EngineOptions,
+) -> (EngineHandle, [Arc<Fake>; N]) {
+    let fakes = fakes.map(Arc::new);
+    let models = fakes.iter().map(|fake| (fake.name.clone(), Arc::clone(fake) as Arc<dyn Pipeline>)).collect();
+    (EngineHandle::start(models, options), fakes)
 }
 
 pub(in crate::engine) fn engine_with(fake: Fake, options: EngineOptions) -> (EngineHandle, Arc<Fake>) {

@@ -86,6 +86,7 @@ fn work_that_cannot_be_is_refused_at_once() {
         priority: Priority::Normal,
         owner: "o".into(),
         previews: 0,
+        second: None,
         events: events.clone(),
     };
     let field = |work| match engine.submit(work) {
@@ -124,6 +125,7 @@ fn shutting_down_lets_what_runs_finish_and_refuses_the_rest() {
         priority: Priority::Normal,
         owner: "o".into(),
         previews: 0,
+        second: None,
         events,
     };
     assert_eq!(engine.submit(late), Err(WorkError::ShuttingDown));

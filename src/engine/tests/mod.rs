@@ -5,3 +5,5 @@ mod fairness;
 pub(super) mod fake;
 mod faults;
 mod lifecycle;
+mod residency;
+mod stages;

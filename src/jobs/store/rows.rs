@@ -25,6 +25,7 @@ pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
         started_at: timestamp(row, 5)?,
         finished_at: timestamp(row, 6)?,
         request: json(row, 7)?,
+        loading: None,
         progress: if status == Status::Succeeded { 1.0 } else { 0.0 },
         queue_position: None,
         eta_ms: None,

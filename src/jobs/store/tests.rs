@@ -52,6 +52,7 @@ fn job(id: &str) -> Job {
         created_at: at(0),
         started_at: None,
         finished_at: None,
+        loading: None,
         progress: 0.0,
         queue_position: None,
         eta_ms: None,

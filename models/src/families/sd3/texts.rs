@@ -5,34 +5,29 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde::Deserialize;
 
+use crate::families::Placement;
+use crate::families::clip::{ClipEncoder, ClipFiles, Encoded, Layer};
 use crate::families::parts::{AnyPart, Lazy, Turns};
-use crate::families::{Placement, unused};
-use crate::text::{ClipText, ClipTextConfig, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer, Tokens};
+use crate::text::{T5Config, T5Encoder, T5Prompt, T5Tokenizer, equal_lengths};
 use crate::weights::{MODEL_INDEX, Repository};
 use crate::{Conditioning, Error, Part, Prompt, Result};
 
 /// Tokens of T5: diffusers' `max_sequence_length`.
 const T5_TOKENS: usize = 256;
 
-/// Tokens of CLIP where no tokenizer names a number.
-const CLIP_TOKENS: usize = 77;
-
 /// The encoders' folders, and their tokenizers'.
 const CLIPS: [(&str, &str); 2] = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
 const T5: (&str, &str) = ("text_encoder_3", "tokenizer_3");
 
-/// The configuration of the part in `folder`.
-fn config_file(folder: &str) -> String {
-    format!("{folder}/config.json")
-}
+/// The configuration of T5.
+const T5_CONFIG: &str = "text_encoder_3/config.json";
 
 /// The encoders' files, read and checked, without their weights.
 pub(super) struct TextFiles {
-    clips: [(ClipTextConfig, ClipTokenizer); 2],
+    clips: [ClipFiles; 2],
     t5: Option<(T5Config, T5Tokenizer)>,
     /// The width of the states that the denoiser takes.
     width: usize,
-    clip_tokens: usize,
 }
 
 /// The part of `model_index.json` that says whether there is a T5.
@@ -49,26 +44,22 @@ impl TextFiles {
     /// # Errors
     /// Names the file and the key of what is missing or does not fit.
     pub(super) fn read(repository: &Repository, denoiser: &str, width: usize, pooled: usize) -> Result<Self> {
-        let clip = |(encoder, tokenizer): (&str, &str)| -> Result<(ClipTextConfig, ClipTokenizer)> {
-            let config: ClipTextConfig = repository.json(&config_file(encoder))?;
-            config.check(&config_file(encoder))?;
-            Ok((config, ClipTokenizer::open(repository, tokenizer)?))
-        };
-        let clips = [clip(CLIPS[0])?, clip(CLIPS[1])?];
+        let read = |(encoder, tokenizer)| Ok::<_, Error>(ClipFiles::read(repository, encoder, tokenizer)?.projected());
+        let first = read(CLIPS[0])?;
+        // diffusers takes the first tokenizer's length for both.
+        let second = read(CLIPS[1])?.at_context(first.context())?;
         let Index { text_encoder_3 } = repository.json(MODEL_INDEX)?;
         let named = text_encoder_3.is_none_or(|classes| classes.iter().any(Option::is_some));
         // A model may be kept without T5, which is the largest of its parts by far.
-        let t5_config: Option<T5Config> = if named { repository.try_json(&config_file(T5.0))? } else { None };
+        let t5_config: Option<T5Config> = if named { repository.try_json(T5_CONFIG)? } else { None };
         let t5 = match t5_config {
+            None => None,
             Some(config) => {
-                config.check(&config_file(T5.0))?;
+                config.check(T5_CONFIG)?;
                 Some((config, T5Tokenizer::open(repository, T5.1)?))
             }
-            None => None,
         };
-        // diffusers takes the first tokenizer's length for both.
-        let clip_tokens = clips[0].1.max_length().unwrap_or(CLIP_TOKENS);
-        let files = Self { clips, t5, width, clip_tokens };
+        let files = Self { clips: [first, second], t5, width };
         files.check(denoiser, pooled)?;
         Ok(files)
     }
@@ -76,19 +67,13 @@ impl TextFiles {
     /// Refuses encoders that are not made for the denoiser.
     fn check(&self, denoiser: &str, pooled: usize) -> Result<()> {
         let refuse = |file: &str, message: String| Err(Error::file(file, message));
-        for ((config, tokenizer), (folder, _)) in self.clips.iter().zip(CLIPS) {
-            let file = config_file(folder);
-            let (positions, length) = (config.max_position_embeddings, self.clip_tokens);
-            if length > positions {
-                let message = format!("max_position_embeddings is {positions}, but prompts have {length} tokens");
-                return refuse(&file, message);
-            }
-            fits(tokenizer.file(), tokenizer.largest_id(), &file, config.vocab_size)?;
+        let [first, second] = self.clips.each_ref().map(ClipFiles::config);
+        for (config, (folder, _)) in [first, second].into_iter().zip(CLIPS) {
             if config.num_hidden_layers < 2 {
-                return refuse(&file, "num_hidden_layers is 1; the states of the last layer but one are needed".into());
+                let message = "num_hidden_layers is 1; the states of the last layer but one are needed";
+                return refuse(&format!("{folder}/config.json"), message.to_owned());
             }
         }
-        let [first, second] = [&self.clips[0].0, &self.clips[1].0];
         let (both, width) = (first.hidden_size + second.hidden_size, self.width);
         if both > width {
             let message = format!("joint_attention_dim is {width}, but the two CLIPs' hidden_size add up to {both}");
@@ -100,13 +85,15 @@ impl TextFiles {
                 format!("pooled_projection_dim is {pooled}, but the two CLIPs' projection_dim add up to {projected}");
             return refuse(denoiser, message);
         }
-        if let Some((config, tokenizer)) = &self.t5 {
-            let file = config_file(T5.0);
-            if config.d_model != width {
-                let message = format!("d_model is {}, but {denoiser} has joint_attention_dim {width}", config.d_model);
-                return refuse(&file, message);
-            }
-            fits(tokenizer.file(), tokenizer.largest_id(), &file, config.vocab_size)?;
+        let Some((config, tokenizer)) = &self.t5 else { return Ok(()) };
+        if config.d_model != width {
+            let message = format!("d_model is {}, but {denoiser} has joint_attention_dim {width}", config.d_model);
+            return refuse(T5_CONFIG, message);
+        }
+        let (largest, vocabulary) = (tokenizer.largest_id(), config.vocab_size);
+        if largest as usize >= vocabulary {
+            let message = format!("has ids up to {largest}, but {T5_CONFIG} has vocab_size {vocabulary}");
+            return refuse(tokenizer.file(), message);
         }
         Ok(())
     }
@@ -129,61 +116,40 @@ impl TextFiles {
         parts: Vec<Part>,
         turns: &Arc<Turns>,
     ) -> Texts {
-        let Self { clips, t5, width, clip_tokens } = self;
-        let tensors = {
-            let (repository, placement) = (repository.clone(), placement.clone());
-            move |folder: &str| repository.tensors(folder, placement.dtype, &placement.device)
-        };
+        let clip_tokens = self.clips[0].context();
+        let Self { clips, t5, width } = self;
         let mut parts = parts.into_iter();
-        let clips =
-            clips.into_iter().zip(CLIPS).zip(parts.by_ref()).map(|(((config, tokenizer), (folder, _)), part)| {
-                let tensors = tensors.clone();
-                let build = move || {
-                    let weights = tensors(folder)?;
-                    if !weights.contains("text_projection.weight") {
-                        let message = "is missing; Stable Diffusion 3 takes the projected pooled state";
-                        return Err(weights.error("text_projection.weight", message));
-                    }
-                    ClipText::new(&config, &weights)
-                };
-                (tokenizer, Lazy::new(part, turns, build))
-            });
-        let clips = clips.collect();
+        let clips = clips.into_iter().zip(parts.by_ref());
+        let clips = clips.map(|(files, part)| files.encoder(repository, part, turns, placement)).collect();
         let t5 = t5.zip(parts.next()).map(|((config, tokenizer), part)| {
-            (tokenizer, Lazy::new(part, turns, move || T5Encoder::new(&config, &tensors(T5.0)?)))
+            let (repository, placement) = (repository.clone(), placement.clone());
+            let build = move || T5Encoder::new(&config, &repository.tensors(T5.0, placement.dtype, &placement.device)?);
+            (tokenizer, Lazy::new(part, turns, build))
         });
         Texts { clips, t5, width, clip_tokens, placement: placement.clone() }
     }
 
     /// Tokens that a prompt has where it is read furthest.
     pub(super) fn context_tokens(&self) -> usize {
-        if self.t5.is_some() { T5_TOKENS } else { self.clip_tokens }
+        if self.t5.is_some() { T5_TOKENS } else { self.clips[0].context() }
     }
 
-    /// Tokens that the denoiser sees.
+    /// Tokens that the denoiser sees of a prompt that is not long.
     pub(super) fn joint_tokens(&self) -> usize {
-        self.clip_tokens + T5_TOKENS
+        self.clips[0].context() + T5_TOKENS
     }
 
     /// Layers of CLIP that `clip_skip` may leave out: the states are those of the last layer but one, and further up
     /// there must still be some.
     pub(super) fn clip_layers(&self) -> usize {
-        let layers = self.clips.iter().map(|(config, _)| config.num_hidden_layers);
+        let layers = self.clips.iter().map(|clip| clip.config().num_hidden_layers);
         layers.min().unwrap_or(0).saturating_sub(1)
     }
 }
 
-/// Refuses a tokenizer whose ids the encoder has no embeddings for.
-fn fits(tokenizer: &str, largest: u32, file: &str, vocabulary: usize) -> Result<()> {
-    if (largest as usize) < vocabulary {
-        return Ok(());
-    }
-    Err(Error::file(tokenizer, format_args!("has ids up to {largest}, but {file} has vocab_size {vocabulary}")))
-}
-
 /// The encoders of an open model.
 pub(super) struct Texts {
-    clips: Vec<(ClipTokenizer, Lazy<ClipText>)>,
+    clips: Vec<ClipEncoder>,
     t5: Option<(T5Tokenizer, Lazy<T5Encoder>)>,
     width: usize,
     clip_tokens: usize,
@@ -193,10 +159,8 @@ pub(super) struct Texts {
 impl Texts {
     /// The encoders as parts, in the order in which a prompt needs them.
     pub(super) fn all(&self) -> Vec<&dyn AnyPart> {
-        let mut all: Vec<&dyn AnyPart> = Vec::new();
-        all.extend(self.clips.iter().map(|(_, clip)| clip as &dyn AnyPart));
-        all.extend(self.t5.iter().map(|(_, t5)| t5 as &dyn AnyPart));
-        all
+        let clips = self.clips.iter().map(|clip| clip.part() as &dyn AnyPart);
+        clips.chain(self.t5.iter().map(|(_, t5)| t5 as &dyn AnyPart)).collect()
     }
 
     /// Encodes a prompt: both CLIPs' states side by side and filled up with zeros, then T5's, or zeros in their place,
@@ -205,42 +169,49 @@ impl Texts {
     /// # Errors
     /// When the prompt asks for more than these encoders do, or a tensor operation fails.
     pub(super) fn encode(&self, prompt: &Prompt) -> Result<Conditioning> {
-        unused::check_prompt(&Prompt { clip_skip: 0, ..prompt.clone() })?;
-        let text = prompt.text.as_deref().unwrap_or_default();
         let (device, dtype) = (&self.placement.device, self.placement.dtype);
-        let tensor = |tokens: &Tokens| Tensor::from_slice(&tokens.ids, (1, tokens.ids.len()), device);
-
-        let (mut states, mut pooled, mut seen) = (Vec::new(), Vec::new(), Vec::new());
-        for (tokenizer, clip) in &self.clips {
-            let tokens = tokenizer.encode(text, self.clip_tokens)?;
-            let ids = tensor(&tokens)?;
-            // The states of the last layer but one, and as many layers before it as are asked for.
-            let output = clip.with(|clip| clip.forward_unnormed(&ids, None, prompt.clip_skip + 1))?;
-            states.push(output.states);
-            pooled.push(output.pooled);
-            seen.push(tokens);
-        }
-        let clip = Tensor::cat(&states, 2)?;
-        let missing = self.width - clip.dim(2)?;
-        let clip = clip.pad_with_zeros(2, 0, missing)?.to_dtype(dtype)?; // (1, clip, width)
-        let t5 = match &self.t5 {
-            None => Tensor::zeros((1, T5_TOKENS, self.width), dtype, device)?,
+        let encode = |clip: &ClipEncoder| clip.encode(prompt, Layer::Penultimate);
+        let mut encoded = self.clips.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let (Some(second), Some(first)) = (encoded.pop(), encoded.pop()) else {
+            return Err(Error::Unsupported("Stable Diffusion 3 has two CLIPs".to_owned()));
+        };
+        let clip = self.side_by_side(&first, &second)?.to_dtype(dtype)?;
+        // T5 reads the most of a prompt, so a warning is due only where it has not read all; without it, CLIP does.
+        let (t5, tokens, truncated) = match &self.t5 {
+            None => (Tensor::zeros((T5_TOKENS, self.width), dtype, device)?, first.tokens, first.truncated),
             Some((tokenizer, t5)) => {
-                let tokens = tokenizer.encode(text, T5_TOKENS)?;
-                let ids = tensor(&tokens)?;
-                seen.push(tokens);
+                let prompt = T5Prompt::new(tokenizer, prompt, T5_TOKENS)?;
+                let ids = Tensor::from_slice(&prompt.tokens.ids, (1, T5_TOKENS), device)?;
                 // The padding is seen, as diffusers has it.
-                t5.with(|t5| t5.forward(&ids, None))?.to_dtype(dtype)?
+                let states = prompt.weigh(&t5.with(|t5| t5.forward(&ids, None))?.squeeze(0)?)?;
+                (states.to_dtype(dtype)?, prompt.tokens.count, prompt.tokens.truncated)
             }
         };
-        // T5 reads the most of a prompt, so a warning is due only where it has not read all; without it, CLIP does.
-        let (tokens, truncated) = seen.pop().map_or((0, None), |tokens| (tokens.count, tokens.truncated));
         Ok(Conditioning {
-            states: Tensor::cat(&[clip, t5], 1)?.squeeze(0)?,
-            pooled: Some(Tensor::cat(&pooled, 1)?.squeeze(0)?),
+            states: Tensor::cat(&[clip, t5], 0)?,
+            pooled: Some(Tensor::cat(&[first.pooled, second.pooled], 0)?),
             mask: None,
             tokens,
             truncated,
         })
+    }
+
+    /// CLIP's states of the empty prompt, which a prompt is filled up with to the length of a longer one, (clip, width).
+    ///
+    /// The denoiser knows no places of the text's tokens, so it does not matter that they follow T5's.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub(super) fn filling(&self) -> Result<Tensor> {
+        Ok(self.encode(&Prompt::new(""))?.states.narrow(0, 0, self.clip_tokens)?)
+    }
+
+    /// Both CLIPs' states in one row a token, (clip, width).
+    fn side_by_side(&self, first: &Encoded, second: &Encoded) -> Result<Tensor> {
+        let shorter = usize::from(second.states.dim(0)? < first.states.dim(0)?);
+        let empty = || Ok(self.clips[shorter].encode(&Prompt::new(""), Layer::Penultimate)?.states);
+        let (first, second) = equal_lengths(&first.states, &second.states, empty)?;
+        let both = Tensor::cat(&[first, second], 1)?;
+        Ok(both.pad_with_zeros(1, 0, self.width - both.dim(1)?)?)
     }
 }
