@@ -29,6 +29,8 @@ pub struct Config {
     pub jobs: JobsConfig,
     /// Where pictures are kept.
     pub artifacts: ArtifactsConfig,
+    /// How the pictures that requests name by an address are fetched.
+    pub fetch: FetchConfig,
     /// What is logged.
     pub telemetry: TelemetryConfig,
 }
@@ -181,6 +183,8 @@ pub struct Limits {
     pub max_n: u32,
     /// Characters of a prompt, and of a negative prompt.
     pub max_prompt_chars: usize,
+    /// Pixels of a picture that a request brings.
+    pub max_input_pixels: u64,
 }
 
 impl Default for Limits {
@@ -192,6 +196,7 @@ impl Default for Limits {
             max_steps: 150,
             max_n: 10,
             max_prompt_chars: 32_000,
+            max_input_pixels: 64 << 20,
         }
     }
 }
@@ -223,6 +228,24 @@ pub struct ArtifactsConfig {
 impl Default for ArtifactsConfig {
     fn default() -> Self {
         Self { signed_url_ttl_seconds: 7 * 24 * 3600, embed_metadata: true }
+    }
+}
+
+/// `[fetch]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FetchConfig {
+    /// Hosts, by name or address, that may be fetched from although they are not on the public internet.
+    pub allow_private_hosts: Vec<String>,
+    /// Bytes of a fetched file.
+    pub max_bytes: u64,
+    /// Seconds that a fetch may take, redirects included.
+    pub timeout_seconds: u64,
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        Self { allow_private_hosts: Vec::new(), max_bytes: 32 << 20, timeout_seconds: 15 }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod artifacts;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod inputs;
 pub mod jobs;
 pub mod load;
 pub mod policy;

@@ -4,11 +4,14 @@ mod error;
 pub mod fields;
 mod names;
 mod parse;
+mod pictures;
 mod render;
 mod resolve;
+mod task;
 
 pub use error::RequestError;
 pub use parse::{parse, parse_size};
+pub use pictures::{Input, Inputs, LongPrompt, MaskInput, Painted, Picture, Source};
 pub use resolve::{Resolver, ResolverError};
 
 use std::collections::BTreeMap;
@@ -48,6 +51,24 @@ pub struct GenerationRequest {
     pub sampling: SamplingOptions,
     /// CLIP layers left out at the end.
     pub clip_skip: Option<u64>,
+    /// Classifier-free guidance of models that are told `guidance` as a number.
+    pub true_guidance: Option<f64>,
+    /// Whether parentheses weigh words.
+    pub prompt_weighting: Option<bool>,
+    /// What happens to a long prompt.
+    pub long_prompt: Option<LongPrompt>,
+    /// What to start from, or what an editing model looks at.
+    pub images: Vec<Picture>,
+    /// Further pictures for an editing model.
+    pub references: Vec<Picture>,
+    /// Which part of the picture is painted anew.
+    pub mask: Option<Picture>,
+    /// How `mask` says that.
+    pub painted: Painted,
+    /// How much of the picture is drawn anew.
+    pub strength: Option<f64>,
+    /// What was found of the pictures. Not the caller's to say: whoever fetches them fills it in.
+    pub inputs: Inputs,
     /// The files' format.
     pub output_format: Option<OutputFormat>,
     /// Quality of lossy formats, 0..=100.
@@ -227,6 +248,24 @@ pub struct ResolvedRequest {
     pub sampling: SamplingOptions,
     /// CLIP layers left out at the end.
     pub clip_skip: usize,
+    /// Classifier-free guidance of a model that is told `guidance` as a number; `None` is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub true_guidance: Option<f64>,
+    /// Whether parentheses weigh words.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prompt_weighting: bool,
+    /// What happens to a prompt that is too long.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub long_prompt: LongPrompt,
+    /// The picture to start from, or those that an editing model looks at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<Input>,
+    /// Which part of the picture is painted anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<MaskInput>,
+    /// How much of the picture is drawn anew; `None` where nothing starts from a picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
     /// The files' format.
     pub output_format: OutputFormat,
     /// Quality of lossy formats, 0..=100.
@@ -237,4 +276,20 @@ pub struct ResolvedRequest {
     pub priority: Priority,
     /// For usage and quotas.
     pub user: Option<String>,
+}
+
+impl ResolvedRequest {
+    /// The files that its job needs.
+    pub fn inputs(&self) -> impl Iterator<Item = &Input> {
+        self.images.iter().chain(self.mask.iter().map(|mask| &mask.file))
+    }
+
+    /// The delivered pictures' size.
+    pub fn delivered(&self) -> Size {
+        Size { width: self.width, height: self.height }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

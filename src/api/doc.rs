@@ -38,8 +38,8 @@ pub(crate) enum Content {
     JsonOrEvents(&'static str),
     /// Something else, of this media type.
     Media(&'static str),
-    /// A form with files.
-    Form,
+    /// A form with files, and the same as JSON.
+    Form(&'static str),
 }
 
 impl Doc {
@@ -96,6 +96,8 @@ impl Doc {
             Code::InvalidRequest,
             Code::UnsupportedSize,
             Code::UnsupportedParameter,
+            Code::InvalidImage,
+            Code::ImageUnreachable,
             Code::ModelNotFound,
             Code::IdempotencyMismatch,
             Code::QueueFull,

@@ -26,6 +26,10 @@ pub enum Code {
     UnsupportedSize,
     /// A field whose feature is not there.
     UnsupportedParameter,
+    /// A picture that cannot be decoded, or is too large.
+    InvalidImage,
+    /// A picture that cannot be fetched.
+    ImageUnreachable,
     /// No key, or a wrong one.
     InvalidApiKey,
     /// The key may not do this.
@@ -79,6 +83,8 @@ impl Code {
         Self::MissingParameter,
         Self::UnsupportedSize,
         Self::UnsupportedParameter,
+        Self::InvalidImage,
+        Self::ImageUnreachable,
         Self::InvalidApiKey,
         Self::InsufficientRole,
         Self::OriginNotAllowed,
@@ -109,6 +115,8 @@ impl Code {
             Self::InvalidRequest | Self::MissingParameter => "invalid_request",
             Self::UnsupportedSize => "unsupported_size",
             Self::UnsupportedParameter => "unsupported_parameter",
+            Self::InvalidImage => "invalid_image",
+            Self::ImageUnreachable => "image_unreachable",
             Self::InvalidApiKey => "invalid_api_key",
             Self::InsufficientRole => "insufficient_role",
             Self::OriginNotAllowed => "origin_not_allowed",
@@ -137,9 +145,12 @@ impl Code {
     /// The HTTP status.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::InvalidRequest | Self::MissingParameter | Self::UnsupportedSize | Self::UnsupportedParameter => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::InvalidRequest
+            | Self::MissingParameter
+            | Self::UnsupportedSize
+            | Self::UnsupportedParameter
+            | Self::InvalidImage
+            | Self::ImageUnreachable => StatusCode::BAD_REQUEST,
             Self::InvalidApiKey => StatusCode::UNAUTHORIZED,
             Self::InsufficientRole | Self::OriginNotAllowed | Self::HostNotAllowed => StatusCode::FORBIDDEN,
             Self::ModelNotFound | Self::JobNotFound | Self::NotFound => StatusCode::NOT_FOUND,
@@ -260,6 +271,8 @@ impl From<RequestError> for ApiError {
             | RequestError::Sampling { .. } => Code::InvalidRequest,
             RequestError::Unsupported { .. } => Code::UnsupportedParameter,
             RequestError::UnsupportedSize { .. } => Code::UnsupportedSize,
+            RequestError::InvalidImage { .. } => Code::InvalidImage,
+            RequestError::UnreachableImage { .. } => Code::ImageUnreachable,
             RequestError::UnknownModel { .. } => Code::ModelNotFound,
         };
         Self::field(code, error.param(), error.to_string())

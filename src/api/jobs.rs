@@ -13,7 +13,7 @@ use super::doc::{Content, Doc};
 use super::errors::{ApiError, Code};
 use super::params::Params;
 use super::routes::{Access, Routes};
-use super::submit;
+use super::submit::{self, Call};
 use super::urls::Urls;
 use super::wire::{self, JobList, JobReply};
 use crate::config::Role;
@@ -107,8 +107,9 @@ async fn create(
 ) -> Result<Response, ApiError> {
     let (mut request, delivery) = request::parse(body.fields)?;
     warn_of(delivery, &mut request.warnings);
-    let (job, replayed) = submit::submit(&app, &caller, request, &headers, &body.bytes).await?.keep();
-    Ok(accepted(&app, &urls, &job, replayed))
+    let call = Call { headers, body: body.bytes, urls };
+    let (job, replayed) = submit::submit(&app, &caller, request, &call).await?.keep();
+    Ok(accepted(&app, &call.urls, &job, replayed))
 }
 
 /// The 202 of an asynchronous call.

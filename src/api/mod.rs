@@ -13,6 +13,8 @@ mod doc;
 mod errors;
 mod events;
 mod files;
+mod form;
+mod inputs;
 mod jobs;
 mod models;
 mod openapi;
@@ -31,6 +33,7 @@ mod wire;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -40,6 +43,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::engine::EngineHandle;
+use crate::inputs::Fetcher;
 use crate::jobs::Jobs;
 use crate::policy::Keys;
 use crate::request::Resolver;
@@ -59,6 +63,8 @@ pub struct App {
     pub resolver: Resolver,
     /// Who may call. Empty: everyone is the local user.
     pub keys: Arc<Keys>,
+    /// What fetches the pictures that requests name by an address.
+    pub fetcher: Fetcher,
     /// What the operator has set.
     pub config: Arc<Config>,
     /// The metrics' recorder, where one is installed.
@@ -80,6 +86,8 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::new(Code::MethodNotAllowed, "the path has no such method") })
         // The last layer is the outermost.
         .layer(axum::Extension(spec))
+        // Every body is read by `body`, which has its own bound.
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(from_fn_with_state(state, browser::guard))
         .layer(CatchPanicLayer::custom(errors::panicked))

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use easel_models::samplers::{SamplerInfo, catalogue};
-use easel_models::{Fit, ModelCard, Size, Sizes};
+use easel_models::{Abilities, Fit, ModelCard, Size, Sizes};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -127,8 +127,25 @@ pub(crate) enum SizesReply {
 pub(crate) struct AbilitiesReply {
     negative_prompt: bool,
     clip_skip: bool,
+    /// `image` with `strength`.
     image_to_image: bool,
+    /// `image` with `mask`.
     inpaint: bool,
+    /// `image` is looked at and changed as the prompt says.
+    edit: bool,
+    /// Pictures that `image` may be a list of, where the model edits.
+    references: usize,
+    /// It cannot do without `image`.
+    needs_image: bool,
+    /// It cannot do without `mask`.
+    needs_mask: bool,
+    true_guidance: bool,
+    /// `prompt_weighting` and `long_prompt` have an effect.
+    prompt_weighting: bool,
+    /// `strength` where a request names none.
+    strength: f64,
+    /// The same with a mask.
+    inpaint_strength: f64,
 }
 
 /// Every model.
@@ -180,13 +197,7 @@ pub(crate) fn model(app: &App, name: &str, card: &ModelCard) -> ModelReply {
         },
         defaults: Defaults { width, height, steps: card.steps, guidance: card.guidance, sampler: card.sampler.clone() },
         samplers: card.samplers.clone(),
-        abilities: AbilitiesReply {
-            negative_prompt: card.abilities.negative_prompt,
-            clip_skip: card.abilities.clip_skip,
-            // The models may be able to, but requests with `image` or `mask` are refused so far.
-            image_to_image: false,
-            inpaint: false,
-        },
+        abilities: abilities(&card.abilities),
         context_tokens: card.context_tokens,
         parameters: card.parameters,
         dtype: card.dtype.clone(),
@@ -198,6 +209,23 @@ impl ModelList {
     pub(crate) fn of(app: &App) -> Self {
         let data = app.resolver.models().iter().map(|(name, card)| model(app, name, card)).collect();
         Self { object: "list", data }
+    }
+}
+
+fn abilities(abilities: &Abilities) -> AbilitiesReply {
+    AbilitiesReply {
+        negative_prompt: abilities.negative_prompt,
+        clip_skip: abilities.clip_skip,
+        image_to_image: abilities.image_to_image,
+        inpaint: abilities.inpaint,
+        edit: abilities.edit,
+        references: if abilities.edit { abilities.references.max(1) } else { 0 },
+        needs_image: abilities.needs_image || abilities.needs_mask,
+        needs_mask: abilities.needs_mask,
+        true_guidance: abilities.true_guidance,
+        prompt_weighting: abilities.prompt_weighting,
+        strength: abilities.strengths.image_to_image,
+        inpaint_strength: abilities.strengths.inpaint,
     }
 }
 

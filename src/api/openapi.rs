@@ -50,6 +50,8 @@ fn document(table: &Table) -> Value {
     let mut schemas: Map<String, Value> =
         table.schemas().iter().map(|(name, schema)| (name.clone(), json!(schema))).collect();
     schemas.insert("GenerationRequest".into(), generation_request());
+    schemas.insert("EditRequest".into(), form(&["image", "prompt"], true));
+    schemas.insert("VariationRequest".into(), form(&["image"], false));
     schemas.insert("Queue".into(), json!({"type": "object", "description": "The queue as it was a moment ago."}));
     schemas.insert(
         "Health".into(),
@@ -163,7 +165,10 @@ fn content(content: Content) -> Value {
             "text/event-stream": {"schema": {"type": "string"}},
         }),
         Content::Media(media) => json!({media: {"schema": {"type": "string"}}}),
-        Content::Form => json!({"multipart/form-data": {"schema": {"type": "object"}}}),
+        Content::Form(schema) => json!({
+            "multipart/form-data": {"schema": reference(schema)},
+            "application/json": {"schema": reference("GenerationRequest")},
+        }),
     }
 }
 
@@ -193,8 +198,29 @@ fn generation_request() -> Value {
     })
 }
 
+/// The form of a route that starts from a picture: the fields of a request, with files in place of addresses.
+fn form(required: &[&str], masked: bool) -> Value {
+    let mut form = generation_request();
+    let file = |about: &str| json!({"type": "string", "format": "binary", "description": about});
+    let image = "A png, jpeg or webp file. Several come as `image[]`, where the model can look at several.";
+    form["properties"]["image"] = file(image);
+    if masked {
+        form["properties"]["mask"] = file("A png file of the size of `image`: what is transparent is painted anew.");
+    } else if let Some(properties) = form["properties"].as_object_mut() {
+        properties.remove("mask");
+    }
+    form["required"] = json!(required);
+    form
+}
+
 fn property(field: &Field) -> Value {
+    let picture = json!({"type": "string", "examples": ["https://example.com/a.png", "data:image/png;base64,…"]});
     let mut property = match field.kind {
+        Kind::Picture => picture,
+        Kind::Pictures => json!({"oneOf": [picture, {"type": "array", "items": picture, "maxItems": 16}]}),
+        Kind::ImageToImage => json!({"type": "object", "required": ["init_image_url"], "properties": {
+            "init_image_url": picture, "strength": {"type": "number", "minimum": 0, "maximum": 1},
+        }}),
         Kind::Text | Kind::Aspect | Kind::Unsupported => json!({"type": "string"}),
         Kind::Integer { min, max } => {
             let mut range = json!({"type": "integer", "minimum": min});

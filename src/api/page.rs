@@ -19,10 +19,11 @@ const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// (path, what it is, its type, its text)
-const FILES: [(&str, &str, &str, &str); 6] = [
+const FILES: [(&str, &str, &str, &str); 7] = [
     ("/", "The playground", HTML, include_str!("page/index.html")),
     ("/page/page.css", "Its style", CSS, include_str!("page/page.css")),
     ("/page/page.js", "Its script", SCRIPT, include_str!("page/page.js")),
+    ("/page/picture.js", "Its script for pictures and masks", SCRIPT, include_str!("page/picture.js")),
     ("/docs", "This document, to read and to try", HTML, include_str!("page/docs.html")),
     ("/page/docs.css", "Its style", CSS, include_str!("page/docs.css")),
     ("/page/docs.js", "Its script", SCRIPT, include_str!("page/docs.js")),

@@ -8,13 +8,23 @@ use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
-use super::App;
 use super::errors::{ApiError, Code};
+use super::urls::Urls;
+use super::{App, inputs};
 use crate::jobs::{Idempotency, Job, JobEvent, Status, StoreError, SubmitError};
 use crate::policy::Caller;
 use crate::request::GenerationRequest;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// What a creating call says beside the request that was read from its body.
+pub(crate) struct Call {
+    pub(crate) headers: HeaderMap,
+    /// What an idempotency key stands for.
+    pub(crate) body: Bytes,
+    /// How the caller reaches this server.
+    pub(crate) urls: Urls,
+}
 
 /// A job that is stored.
 pub(crate) struct Accepted {
@@ -24,19 +34,28 @@ pub(crate) struct Accepted {
     hangup: HangUp,
 }
 
-/// Checks a request and stores its job.
+/// Checks a request, brings the pictures here that it names, and stores its job with them.
 ///
 /// The job is canceled when [`Accepted`] is dropped before its end, unless it was kept or carries an idempotency key:
 /// then its caller can come back for it. So it is when the server goes down: the caller is told to ask again.
 pub(crate) async fn submit(
     app: &App,
     caller: &Caller,
-    request: GenerationRequest,
-    headers: &HeaderMap,
-    body: &Bytes,
+    mut request: GenerationRequest,
+    call: &Call,
 ) -> Result<Accepted, ApiError> {
-    let idempotency = idempotency(headers, body)?;
+    let idempotency = idempotency(&call.headers, &call.body)?;
     let asked = request.priority;
+    app.resolver.admit(&request)?;
+    let brings = !(request.images.is_empty() && request.references.is_empty() && request.mask.is_none());
+    if brings
+        && let Some(idempotency) = &idempotency
+        && let Some(earlier) = app.jobs.replayed(caller, idempotency).await.map_err(refused)?
+    {
+        let hangup = HangUp { app: app.clone(), caller: caller.clone(), id: None };
+        return Ok(Accepted { job: earlier.job, replayed: true, hangup });
+    }
+    let files = inputs::load(app, caller, &call.urls, &mut request).await?;
     let metadata = request.metadata.clone();
     let (mut resolved, mut warnings) = app.resolver.resolve(request)?;
     let (priority, lowered) = caller.bounded(asked);
@@ -45,7 +64,7 @@ pub(crate) async fn submit(
 
     let keyed = idempotency.is_some();
     // A caller who hangs up while this waits is the store's to care for; from then on it is ours.
-    let submitted = app.jobs.submit(caller, resolved, metadata, warnings, idempotency).await.map_err(refused)?;
+    let submitted = app.jobs.submit(caller, resolved, files, metadata, warnings, idempotency).await.map_err(refused)?;
     let id = (!keyed).then(|| submitted.job.id.clone());
     if let Some(id) = &id {
         app.jobs.tie(id, true);

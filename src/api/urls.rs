@@ -18,6 +18,11 @@ impl Urls {
     pub(crate) fn at(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
+
+    /// The path of an address of this server, given as such or as a path alone.
+    pub(crate) fn path_of<'a>(&self, url: &'a str) -> Option<&'a str> {
+        Some(url.strip_prefix(&self.base).unwrap_or(url)).filter(|path| path.starts_with('/'))
+    }
 }
 
 impl FromRequestParts<App> for Urls {

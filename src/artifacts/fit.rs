@@ -19,9 +19,7 @@ pub(super) fn cover(picture: &RgbImage, to: Size, filter: FilterType) -> Result<
     if (width, height) == (to.width, to.height) {
         return Ok(picture.clone());
     }
-    let view = ImageBuffer::<Rgb<u8>, &[u8]>::from_raw(width, height, &picture.pixels).ok_or_else(|| {
-        ArtifactError::Codec(format!("{} bytes are not {width}x{height} pixels", picture.pixels.len()))
-    })?;
+    let view = view(picture)?;
     if width == 0 || height == 0 || to.width == 0 || to.height == 0 {
         return Err(ArtifactError::Codec(format!("a {width}x{height} picture cannot be brought to {to}")));
     }
@@ -30,6 +28,26 @@ pub(super) fn cover(picture: &RgbImage, to: Size, filter: FilterType) -> Result<
     let scaled =
         imageops::resize(&*imageops::crop_imm(&view, x, y, part_width, part_height), to.width, to.height, filter);
     Ok(RgbImage { width: to.width, height: to.height, pixels: scaled.into_raw() })
+}
+
+/// Scales a picture to `to`, each side by itself. A picture of that size stays as it is.
+pub(super) fn stretch(picture: &RgbImage, to: Size, filter: FilterType) -> Result<RgbImage, ArtifactError> {
+    let from = Size { width: picture.width, height: picture.height };
+    if from == to {
+        return Ok(picture.clone());
+    }
+    let view = view(picture)?;
+    if from.width == 0 || from.height == 0 || to.width == 0 || to.height == 0 {
+        return Err(ArtifactError::Codec(format!("a {from} picture cannot be brought to {to}")));
+    }
+    let pixels = imageops::resize(&view, to.width, to.height, filter).into_raw();
+    Ok(RgbImage { width: to.width, height: to.height, pixels })
+}
+
+fn view(picture: &RgbImage) -> Result<ImageBuffer<Rgb<u8>, &[u8]>, ArtifactError> {
+    let (width, height) = (picture.width, picture.height);
+    ImageBuffer::from_raw(width, height, picture.pixels.as_slice())
+        .ok_or_else(|| ArtifactError::Codec(format!("{} bytes are not {width}x{height} pixels", picture.pixels.len())))
 }
 
 /// The largest part of `from` that has the shape of `to`.

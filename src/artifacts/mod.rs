@@ -7,6 +7,7 @@
 mod encode;
 mod exif;
 mod fit;
+mod kept_inputs;
 mod links;
 mod metadata;
 mod negotiate;
@@ -14,7 +15,7 @@ mod storage;
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use easel_models::{RgbImage, Size};
@@ -29,6 +30,7 @@ pub use negotiate::negotiate;
 pub use storage::{Disk, Storage};
 
 use crate::config::ArtifactsConfig;
+use crate::inputs::{self, Files};
 use crate::request::{OutputFormat, ResolvedRequest};
 use links::Links;
 
@@ -88,8 +90,23 @@ pub fn finish(
     picture: &RgbImage,
     embed_metadata: bool,
 ) -> Result<Picture, ArtifactError> {
-    let delivered = Size { width: request.width, height: request.height };
-    let fitted = fit::cover(picture, delivered, fit::filter(picture, delivered))?;
+    finish_over(request, image, picture, embed_metadata, &Files::default())
+}
+
+/// The same with what a mask keeps put back from the files that the request brought.
+fn finish_over(
+    request: &ResolvedRequest,
+    image: usize,
+    picture: &RgbImage,
+    embed_metadata: bool,
+    files: &Files,
+) -> Result<Picture, ArtifactError> {
+    let delivered = request.delivered();
+    let filter = fit::filter(picture, delivered);
+    // The picture that a request starts from was stretched to the rendered size, so the way back is the same.
+    let fit = if request.images.is_empty() { fit::cover } else { fit::stretch };
+    let mut fitted = fit(picture, delivered, filter)?;
+    inputs::restore(request, files, &mut fitted).map_err(|error| ArtifactError::Codec(error.to_string()))?;
     let metadata = embed_metadata.then(|| metadata::Metadata::of(request, image)).transpose()?;
     let format = request.output_format;
     let bytes = encode::encode(&fitted, format, request.output_compression, metadata.as_ref())?;
@@ -107,6 +124,8 @@ struct Inner {
     links: Links,
     embed_metadata: bool,
     workers: Semaphore,
+    /// Held while a picture that a request brought is written: two requests may bring the same one.
+    keeping: Mutex<()>,
 }
 
 impl Artifacts {
@@ -132,16 +151,25 @@ impl Artifacts {
         let links = Links::open(&data_dir.join("url-secret"), config.signed_url_ttl_seconds)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = Semaphore::new(cores);
-        Ok(Self { inner: Arc::new(Inner { storage, links, embed_metadata: config.embed_metadata, workers }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                storage,
+                links,
+                embed_metadata: config.embed_metadata,
+                workers,
+                keeping: Mutex::default(),
+            }),
+        })
     }
 
     /// Brings a rendered picture to its delivered size and encodes it as asked, with its parameters inside; and gives
     /// it with the file's SHA-256 in hex, which is computed here because it takes a while for a large file.
     ///
-    /// `image` is the picture's place in the request, from 0.
+    /// `image` is the picture's place in the request, from 0. What its mask keeps is put back from the files that it
+    /// brought.
     ///
     /// # Errors
-    /// When the format cannot hold the picture.
+    /// When the format cannot hold the picture, or a file that the request brought cannot be read.
     pub async fn encode(
         &self,
         request: &ResolvedRequest,
@@ -150,8 +178,10 @@ impl Artifacts {
     ) -> Result<(Picture, String), ArtifactError> {
         let embed = self.inner.embed_metadata;
         let request = request.clone();
+        // Only a mask needs them again.
+        let files = if request.mask.is_some() { self.files(&request).await? } else { Files::default() };
         self.work(move || {
-            let finished = finish(&request, image, &picture, embed)?;
+            let finished = finish_over(&request, image, &picture, embed, &files)?;
             let sha256 = finished.sha256();
             Ok((finished, sha256))
         })
@@ -282,8 +312,12 @@ impl Artifacts {
 async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
 ) -> Result<T, ArtifactError> {
-    let done = tokio::task::spawn_blocking(f).await;
-    done.unwrap_or_else(|error| Err(ArtifactError::Codec(format!("a worker was lost: {error}"))))
+    match tokio::task::spawn_blocking(f).await {
+        Ok(done) => done,
+        // The process ends before the work has begun. That is no fault of the job, which must not be told of one.
+        Err(error) if error.is_cancelled() => std::future::pending().await,
+        Err(error) => Err(ArtifactError::Codec(format!("a worker was lost: {error}"))),
+    }
 }
 
 /// A picture's place in a storage. What a request names gets there only through [`Name::new`].

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// A place for files, in a folder a job. Calls block. Names are checked by the caller: a job is `job_` and a
-/// ULID, a file a number and an extension.
+/// A place for files, in a folder a job, and one a picture that requests brought. Calls block. Names are checked by the
+/// caller: a folder is `job_` and a ULID or `input_` and a SHA-256 in hex, a file a number and an extension or none.
 pub trait Storage: Send + Sync + 'static {
     /// Keeps a file, whole and durable when this returns; one of this name is replaced in one step.
     ///
@@ -19,11 +19,23 @@ pub trait Storage: Send + Sync + 'static {
     /// When it cannot be read.
     fn get(&self, job: &str, file: &str) -> io::Result<Option<Vec<u8>>>;
 
+    /// Whether there is such a file.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    fn has(&self, job: &str, file: &str) -> io::Result<bool>;
+
     /// Removes all files of a job; it may have none.
     ///
     /// # Errors
     /// When they cannot be removed.
     fn remove(&self, job: &str) -> io::Result<()>;
+
+    /// The folders of pictures that requests brought.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    fn inputs(&self) -> io::Result<Vec<String>>;
 }
 
 /// Files in a folder of this machine, `SHARD/JOB/FILE`.
@@ -43,7 +55,7 @@ impl Disk {
     }
 
     /// A job's folder: a shard holds a thousandth of the jobs, so that no folder grows too large to list. The
-    /// end of a ULID is random.
+    /// end of a ULID is random, and so is that of a hash.
     fn folder(&self, job: &str) -> PathBuf {
         let shard: String = job.chars().rev().take(2).collect();
         self.root.join(shard).join(job)
@@ -80,12 +92,38 @@ impl Storage for Disk {
         }
     }
 
+    fn has(&self, job: &str, file: &str) -> io::Result<bool> {
+        self.folder(job).join(file).try_exists()
+    }
+
     fn remove(&self, job: &str) -> io::Result<()> {
         match fs::remove_dir_all(self.folder(job)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
+
+    fn inputs(&self) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for shard in names(&self.root)? {
+            // A hash ends in lower case, a ULID in upper; the shards that may hold either are few.
+            if shard.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase()) {
+                found.extend(names(&self.root.join(shard))?.into_iter().filter(|name| name.starts_with("input_")));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The entries of a folder; none where there is none.
+fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    // What is no text is none of ours.
+    let name = |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().into_string().ok()).transpose();
+    entries.filter_map(name).collect()
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -6,7 +6,7 @@ use jiff::ToSpan;
 use tempfile::TempDir;
 
 use super::*;
-use crate::request::Priority;
+use crate::request::{LongPrompt, Priority};
 
 const JOB: &str = "job_01HF7YAT00M5GD3CAQPKSJ0V9E";
 
@@ -26,6 +26,12 @@ fn request() -> ResolvedRequest {
         schedule: "karras".into(),
         sampling: Default::default(),
         clip_skip: 1,
+        true_guidance: None,
+        prompt_weighting: false,
+        long_prompt: LongPrompt::Truncate,
+        images: Vec::new(),
+        mask: None,
+        strength: None,
         output_format: OutputFormat::Png,
         output_compression: 100,
         partial_images: 0,

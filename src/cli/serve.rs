@@ -17,6 +17,7 @@ use crate::api::{self, App};
 use crate::artifacts::Artifacts;
 use crate::config::{Config, DEFAULT_MODEL};
 use crate::engine::{EngineHandle, EngineOptions};
+use crate::inputs::Fetcher;
 use crate::jobs::store::SqliteStore;
 use crate::jobs::{Jobs, JobsOptions};
 use crate::policy::Keys;
@@ -73,6 +74,7 @@ impl Serve {
         let artifacts = Artifacts::open(data, &config.artifacts).map_err(CliError::other)?;
         let store = Arc::new(SqliteStore::open(&data.join("jobs.sqlite")).map_err(CliError::other)?);
         let metrics = telemetry::metrics().map_err(CliError::other)?;
+        let fetcher = Fetcher::new(&config.fetch).map_err(CliError::other)?;
         let placement = placement(&config.models)?;
         let models = open_models(&config.models, &placement)?;
         let cards = models.iter().map(|(name, model)| (name.clone(), model.card().clone())).collect();
@@ -96,6 +98,7 @@ impl Serve {
                 engine,
                 artifacts,
                 resolver,
+                fetcher,
                 keys: Arc::new(keys),
                 config: Arc::new(config),
                 metrics: Some(metrics),

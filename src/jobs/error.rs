@@ -1,5 +1,6 @@
 //! Why a call on jobs fails.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::StoreError;
@@ -42,4 +43,18 @@ pub enum JobsError {
     /// The job was called off and has not ended yet, because the disk is full or the device is stuck.
     #[error("{0} is being canceled and has not ended yet; try again")]
     Busy(String),
+}
+
+impl From<ArtifactError> for StoreError {
+    /// What a caller is told of a file that cannot be kept with its job.
+    fn from(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::Io { source, .. } if full(source.kind()) => Self::Full,
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+fn full(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }

@@ -1,14 +1,15 @@
 //! The one handle on all jobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use tokio::sync::oneshot;
+use tokio::sync::{RwLock, oneshot};
 use tokio::time::timeout;
 use ulid::Ulid;
 
@@ -90,6 +91,9 @@ pub struct Idempotency {
     pub body_sha256: [u8; 32],
 }
 
+/// The pictures that a request brought: files by their SHA-256 in hex.
+pub type InputFiles = BTreeMap<String, Bytes>;
+
 /// A job that was taken.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Submitted {
@@ -113,6 +117,9 @@ pub(super) struct Inner {
     pub(super) live: Registry,
     /// Set when the process is about to end.
     pub(super) closing: AtomicBool,
+    /// Shared while a job is stored with the pictures that its request brought, held alone while those are removed that
+    /// no job needs: between the two, a picture would be found kept and be gone a moment later.
+    inputs: RwLock<()>,
     /// This process, in its leases.
     worker: String,
 }
@@ -136,9 +143,11 @@ impl Jobs {
             options,
             live: Registry::default(),
             closing: AtomicBool::new(false),
+            inputs: RwLock::default(),
             worker: Ulid::generate().to_string(),
         });
         meters::describe();
+        inner.sweep_inputs().await;
         let mut resumed = 0;
         loop {
             let claimed = inner.store.claim(inner.lease(), CLAIM).await?;
@@ -161,6 +170,7 @@ impl Jobs {
 
     /// Takes a job: when this returns, it is stored, and will be rendered whatever happens to this process.
     ///
+    /// `files` are the pictures that the request brought, by the hash that it names them by; they are stored first.
     /// `metadata` is given back unchanged; `warnings` is what the caller should know. A caller who drops the
     /// future before it is done has hung up: the job is called off, unless it has an idempotency key.
     ///
@@ -170,6 +180,7 @@ impl Jobs {
         &self,
         caller: &Caller,
         request: ResolvedRequest,
+        files: InputFiles,
         metadata: BTreeMap<String, String>,
         warnings: Vec<String>,
         idempotency: Option<Idempotency>,
@@ -201,7 +212,7 @@ impl Jobs {
         let inner = self.inner.clone();
         tokio::spawn(async move {
             let keyed = idempotency.is_some();
-            let submitted = inner.submit(job, idempotency).await;
+            let submitted = inner.submit(job, files, idempotency).await;
             if let Err(Ok(Submitted { job, replayed: false })) = answer.send(submitted)
                 && !keyed
                 && let Some(live) = inner.live.get(&job.id)
@@ -210,6 +221,22 @@ impl Jobs {
             }
         });
         answered.await.unwrap_or(Err(SubmitError::ShuttingDown))
+    }
+
+    /// The job that an earlier call with the same idempotency key made, if there is one: found before anything is fetched
+    /// for the request, whose pictures may be gone from where they were.
+    ///
+    /// # Errors
+    /// When the key stands for another body, or the store does not answer.
+    pub async fn replayed(&self, caller: &Caller, idempotency: &Idempotency) -> Result<Option<Submitted>, SubmitError> {
+        let Idempotency { key, body_sha256 } = idempotency.clone();
+        let new = NewKey { key: key.clone(), body_sha256, not_before: self.inner.keys_from() };
+        let found = self.inner.store.replay(&caller.workspace, &caller.key, new).await;
+        match found.map_err(SubmitError::Unavailable)? {
+            Some(Inserted::Replayed(job)) => Ok(Some(self.inner.replay(*job))),
+            Some(Inserted::Mismatch) => Err(SubmitError::IdempotencyMismatch(key)),
+            Some(Inserted::New | Inserted::QueueFull) | None => Ok(None),
+        }
     }
 
     /// A job of the caller's workspace.
@@ -375,17 +402,74 @@ impl Inner {
         Lease { worker: self.worker.clone(), now, until: now.checked_add(LEASE).unwrap_or(Timestamp::MAX) }
     }
 
+    /// The oldest idempotency key that still stands for its job.
+    fn keys_from(&self) -> Timestamp {
+        self.now().checked_sub(KEY_LIFE).unwrap_or(Timestamp::MIN)
+    }
+
+    /// A job that was taken before, as it is now.
+    fn replay(&self, job: Job) -> Submitted {
+        let job = self.live.get(&job.id).map_or(job, |live| live.job());
+        Submitted { job, replayed: true }
+    }
+
     /// Removes an ended job: its files first, so that none are left behind if the rest fails.
     pub(super) async fn remove(&self, id: &str) -> Result<(), JobsError> {
+        let brought = self.store.get(id).await?.map(|stored| hashes(&stored.job.request)).unwrap_or_default();
         self.artifacts.remove(id).await?;
         self.store.remove(id).await?;
         self.live.remove(id);
+        self.give_up(brought).await;
         Ok(())
     }
 
-    async fn submit(self: &Arc<Self>, job: Job, idempotency: Option<Idempotency>) -> Result<Submitted, SubmitError> {
+    /// Removes those of the pictures that requests brought which no job needs.
+    async fn remove_unused(&self, hashes: Vec<String>) -> Result<usize, JobsError> {
+        let _alone = self.inputs.write().await;
+        let unused = self.store.unused_inputs(hashes).await?;
+        for hash in &unused {
+            self.artifacts.remove_input(hash).await?;
+        }
+        Ok(unused.len())
+    }
+
+    /// Removes the pictures that the request of a job brought which is gone or was never stored, unless others need
+    /// them. Should that fail, the next start does it.
+    async fn give_up(&self, brought: Vec<String>) {
+        if !brought.is_empty()
+            && let Err(error) = self.remove_unused(brought).await
+        {
+            tracing::warn!(%error, "cannot remove the pictures that a request brought");
+        }
+    }
+
+    /// Removes what a killed process has left: pictures that were kept for a job which was never stored.
+    async fn sweep_inputs(&self) {
+        let swept = async { self.remove_unused(self.artifacts.kept_inputs().await?).await };
+        match swept.await {
+            Ok(0) => {}
+            Ok(pictures) => tracing::info!(pictures, "removed pictures of requests that no job needs"),
+            Err(error) => tracing::warn!(%error, "cannot remove the pictures of requests that no job needs"),
+        }
+    }
+
+    async fn submit(
+        self: &Arc<Self>,
+        job: Job,
+        files: InputFiles,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Submitted, SubmitError> {
         let key = idempotency.as_ref().map(|Idempotency { key, .. }| key.clone()).unwrap_or_default();
-        let not_before = job.created_at.checked_sub(KEY_LIFE).unwrap_or(Timestamp::MIN);
+        let not_before = self.keys_from();
+        let stored = self.inputs.read().await;
+        let brought = hashes(&job.request);
+        for (hash, file) in files {
+            if let Err(error) = self.artifacts.keep_input(&hash, file).await {
+                drop(stored);
+                self.give_up(brought).await;
+                return Err(SubmitError::Unavailable(error.into()));
+            }
+        }
         let idempotency = idempotency.map(|Idempotency { key, body_sha256 }| NewKey { key, body_sha256, not_before });
         let max_queued = self.options.max_queue;
         // Known before it is stored: who repeats its key a moment later finds it under way.
@@ -393,9 +477,11 @@ impl Inner {
         let id = job.id.clone();
         self.live.insert(&id, live.clone());
         let inserted = self.store.insert(NewJob { job, idempotency, max_queued, lease: self.lease() }).await;
+        drop(stored);
         if !matches!(inserted, Ok(Inserted::New)) {
             self.live.remove(&id);
             live.close();
+            self.give_up(brought).await;
         }
         match inserted.map_err(SubmitError::Unavailable)? {
             Inserted::New => {
@@ -414,10 +500,7 @@ impl Inner {
                 run::start(self, live.clone());
                 Ok(Submitted { job: live.job(), replayed: false })
             }
-            Inserted::Replayed(job) => {
-                let job = self.live.get(&job.id).map_or(*job, |live| live.job());
-                Ok(Submitted { job, replayed: true })
-            }
+            Inserted::Replayed(job) => Ok(self.replay(*job)),
             Inserted::Mismatch => Err(SubmitError::IdempotencyMismatch(key)),
             Inserted::QueueFull => {
                 let retry_after = self.live.retry_after(self.renderer.forecast());
@@ -425,6 +508,12 @@ impl Inner {
             }
         }
     }
+}
+
+/// The files that a request brought, by the hash of each.
+fn hashes(request: &ResolvedRequest) -> Vec<String> {
+    let hashes: BTreeSet<&str> = request.inputs().map(|input| input.sha256.as_str()).collect();
+    hashes.into_iter().map(str::to_owned).collect()
 }
 
 /// What stands for a prompt in logs.

@@ -18,6 +18,6 @@ pub mod store;
 mod tests;
 
 pub use error::{JobsError, SubmitError};
-pub use handle::{Clock, Idempotency, Jobs, JobsOptions, Renderer, Submitted};
+pub use handle::{Clock, Idempotency, InputFiles, Jobs, JobsOptions, Renderer, Submitted};
 pub use job::{Job, JobError, JobEvent, JobEventKind, JobMetrics, ModelLoading, Output, Status};
 pub use store::{ListQuery, Page, SqliteStore, Store, StoreError};

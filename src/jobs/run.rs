@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
-use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -31,16 +31,34 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1
 /// Hands a stored job to the engine, and follows it to its end.
 pub(super) fn start(inner: &Arc<Inner>, live: Arc<Live>) {
     let (sender, events) = mpsc::unbounded_channel();
-    let work = live.read(|job| work(job, sender.clone()));
-    if let Err(error) = inner.renderer.submit(work) {
-        // The receiver is right here.
-        let _ = sender.send(EngineEvent::Failed(error));
-    }
     meters::enters(Status::Queued);
+    if live.read(|job| job.request.images.is_empty()) {
+        hand_over(inner, &live, &sender, Pictures::default());
+    } else {
+        tokio::spawn(unpack(inner.clone(), live.clone(), sender));
+    }
     tokio::spawn(run(inner.clone(), live, events));
 }
 
-fn work(job: &Job, events: mpsc::UnboundedSender<EngineEvent>) -> Work {
+/// Reads what the job starts from, and hands it over. Its caller may hang up meanwhile, which the engine then sees.
+async fn unpack(inner: Arc<Inner>, live: Arc<Live>, events: UnboundedSender<EngineEvent>) {
+    let request = live.read(|job| job.request.clone());
+    match inner.artifacts.pictures(&request).await {
+        Ok(pictures) => hand_over(&inner, &live, &events, pictures),
+        // The receiver may be gone, with the job.
+        Err(error) => drop(events.send(EngineEvent::Failed(WorkError::Internal(error.to_string())))),
+    }
+}
+
+fn hand_over(inner: &Inner, live: &Live, events: &UnboundedSender<EngineEvent>, pictures: Pictures) {
+    let work = live.read(|job| work(job, pictures, events.clone()));
+    if let Err(error) = inner.renderer.submit(work) {
+        // The receiver may be gone, with the job.
+        let _ = events.send(EngineEvent::Failed(error));
+    }
+}
+
+fn work(job: &Job, pictures: Pictures, events: UnboundedSender<EngineEvent>) -> Work {
     let request = &job.request;
     Work {
         job: job.id.clone(),
@@ -48,7 +66,7 @@ fn work(job: &Job, events: mpsc::UnboundedSender<EngineEvent>) -> Work {
         prompt: request.positive(),
         negative: request.negative(),
         specs: request.specs(),
-        pictures: Pictures::default(),
+        pictures,
         priority: request.priority,
         owner: job.workspace.clone(),
         previews: if request.partial_images > 0 { request.partial_images } else { WATCHED_PREVIEWS },

@@ -49,6 +49,26 @@ pub enum RequestError {
         /// What is missing, and what to do instead.
         why: String,
     },
+    /// A picture that cannot be decoded, or is too large.
+    #[error("{what} is not a picture that can be used: {why}")]
+    InvalidImage {
+        /// The field, as the caller spelled it.
+        param: String,
+        /// Which picture.
+        what: String,
+        /// What is wrong with it, and what is possible.
+        why: String,
+    },
+    /// A picture that cannot be fetched.
+    #[error("{what} cannot be fetched: {why}")]
+    UnreachableImage {
+        /// The field, as the caller spelled it.
+        param: String,
+        /// Which picture.
+        what: String,
+        /// What happened.
+        why: String,
+    },
     /// The sampler cannot be set up as asked.
     #[error("{message}")]
     Sampling {
@@ -89,6 +109,8 @@ impl RequestError {
             | Self::Contradiction { .. }
             | Self::Sampling { .. } => "invalid_request",
             Self::Unsupported { .. } => "unsupported_parameter",
+            Self::InvalidImage { .. } => "invalid_image",
+            Self::UnreachableImage { .. } => "image_unreachable",
             Self::UnsupportedSize { .. } => "unsupported_size",
             Self::UnknownModel { .. } => "model_not_found",
         }
@@ -102,6 +124,8 @@ impl RequestError {
             | Self::InvalidValue { param, .. }
             | Self::Contradiction { param, .. }
             | Self::Unsupported { param, .. }
+            | Self::InvalidImage { param, .. }
+            | Self::UnreachableImage { param, .. }
             | Self::Sampling { param, .. }
             | Self::UnsupportedSize { param, .. } => param,
             Self::UnknownModel { .. } => "model",

@@ -31,6 +31,12 @@ pub enum Kind {
     Aspect,
     /// An object of strings.
     Labels,
+    /// A picture: an address, a data URI or base64.
+    Picture,
+    /// A picture or a list of them.
+    Pictures,
+    /// `{"init_image_url": …, "strength": …}`.
+    ImageToImage,
     /// Refused by name: the feature is not there yet, and ignoring it would give another picture than asked.
     Unsupported,
 }
@@ -104,6 +110,24 @@ fields! {
         "Rescales the guided prediction towards the prompt's own spread (Lin et al., 2023); 0 is none.");
     CLIP_SKIP = field("clip_skip", &[], Kind::Integer { min: 0, max: None },
         "CLIP layers left out at the end, as diffusers counts: 1 is the last but one.");
+    TRUE_GUIDANCE = field("true_guidance", &["true_cfg_scale"], Kind::Number { min: 0.0, max: 100.0 },
+        "Classifier-free guidance, by the negative prompt, of models that are told `guidance` as a number; 1 is none.");
+    PROMPT_WEIGHTING = field("prompt_weighting", &[], Kind::Flag,
+        "Whether `(word:1.3)`, `(word)` and `[word]` weigh words; false, they are read as they stand.");
+    LONG_PROMPT = field("long_prompt", &[], Kind::OneOf(&["truncate", "chunk"]),
+        "What happens to a prompt longer than the text encoder's context: its end is left out, or it is encoded in chunks.");
+    IMAGE = field("image", &["images", "init_image", "image_url"], Kind::Pictures,
+        "The picture to start from, or with `mask` to paint into; an editing model looks at it, and may take a list. An \
+         address, a data URI or base64 of a png, jpeg or webp file.");
+    IMAGE_TO_IMAGE = field("image_to_image", &[], Kind::ImageToImage,
+        "The same as an object: `init_image_url` is `image`, `strength` is `strength`.");
+    REFERENCE_IMAGES = field("reference_images", &[], Kind::Pictures, "Further pictures for an editing model to look at.");
+    MASK = field("mask", &["mask_image", "mask_url"], Kind::Picture,
+        "Which part of `image` is painted anew: white is, black is kept. Brought to the picture's size.");
+    STRENGTH = field("strength", &["denoising_strength"], Kind::Number { min: 0.0, max: 1.0 },
+        "How much of `image` is drawn anew: 0 leaves it as it is, 1 keeps nothing of it.");
+    IMAGE_STRENGTH = field("image_strength", &[], Kind::Number { min: 0.0, max: 1.0 },
+        "How much of `image` stays, as Stability counts: 1 - `strength`.");
     OUTPUT_FORMAT = field("output_format", &[], Kind::OneOf(&["png", "jpeg", "webp"]), "The files' format.");
     OUTPUT_COMPRESSION = field("output_compression", &[], Kind::Integer { min: 0, max: Some(100) },
         "Quality of jpeg and webp files.");
@@ -121,18 +145,17 @@ fields! {
     USER = field("user", &[], Kind::Text, "Your name for the person who asks; at most 256 characters.");
     CACHE = field("cache", &[], Kind::Flag, "`false`: never answer from a result cache. This server has none, so every picture is made anew.");
 
-    IMAGE = field("image", &["init_image", "image_to_image"], Kind::Unsupported, "image to image is not built yet");
-    STRENGTH = field("strength", &["image_strength", "denoising_strength"], Kind::Unsupported,
-        "image to image is not built yet");
-    MASK = field("mask", &["mask_image"], Kind::Unsupported, "inpainting is not built yet");
-    IMAGE_URL = field("image_url", &[], Kind::Unsupported, "image to image is not built yet");
-    REFERENCE_IMAGES = field("reference_images", &[], Kind::Unsupported, "reference images are not built yet");
     CONTROL = field("control", &[], Kind::Unsupported, "ControlNet is not built yet");
     LORAS = field("loras", &["image_loras"], Kind::Unsupported, "LoRA adapters are not built yet");
     TEMPLATE = field("template", &[], Kind::Unsupported, "prompt templates are not built yet");
     VARIABLES = field("variables", &[], Kind::Unsupported, "prompt templates are not built yet");
     WEBHOOK_URL = field("webhook_url", &["webhook"], Kind::Unsupported,
         "webhooks are not built yet; watch the job at `/v1/jobs/{id}/events`");
+}
+
+/// The field of this name, under any of its spellings.
+pub fn find(name: &str) -> Option<&'static Field> {
+    FIELDS.iter().find(|field| field.names().any(|known| known == name))
 }
 
 #[cfg(test)]

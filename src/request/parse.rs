@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 
 use super::fields::{self, FIELDS, Field, Kind};
 use super::{
-    Delivery, GenerationRequest, OutputFormat, Priority, RequestError, ResponseFormat, SamplingOptions, SizeAsked,
+    Delivery, GenerationRequest, LongPrompt, OutputFormat, Picture, Priority, RequestError, ResponseFormat,
+    SamplingOptions, SizeAsked, Source,
 };
 
 /// Unknown fields that are named in warnings; the rest are only counted, so that a reply stays small.
@@ -19,6 +20,8 @@ const METADATA_ENTRIES: usize = 64;
 const METADATA_KEY_CHARS: usize = 64;
 const METADATA_VALUE_CHARS: usize = 1024;
 const USER_CHARS: usize = 256;
+/// Pictures that one request may bring, as many as OpenAI's takes; a model may take fewer.
+const MAX_PICTURES: usize = 16;
 
 /// Reads a native body. Unknown fields become warnings; `null` is as good as absent.
 ///
@@ -44,6 +47,12 @@ fn read(body: &mut Body) -> Result<(GenerationRequest, Delivery), RequestError> 
         schedule: body.text(&fields::SCHEDULE)?,
         sampling: body.sampling()?,
         clip_skip: body.integer(&fields::CLIP_SKIP)?,
+        true_guidance: body.number(&fields::TRUE_GUIDANCE)?,
+        prompt_weighting: body.flag(&fields::PROMPT_WEIGHTING)?,
+        long_prompt: body.long_prompt()?,
+        images: body.pictures(&fields::IMAGE)?,
+        references: body.pictures(&fields::REFERENCE_IMAGES)?,
+        mask: body.one_picture(&fields::MASK)?,
         output_format: body.output_format()?,
         output_compression: body.integer(&fields::OUTPUT_COMPRESSION)?,
         partial_images: body.integer(&fields::PARTIAL_IMAGES)?,
@@ -57,6 +66,8 @@ fn read(body: &mut Body) -> Result<(GenerationRequest, Delivery), RequestError> 
     {
         return Err(invalid(fields::USER.name, &format!("at most {USER_CHARS} characters"), user));
     }
+    body.image_to_image(&mut request)?;
+    request.strength = body.strength()?;
     request.size = body.size(&mut request.warnings)?;
     let delivery = Delivery {
         response_format: body.response_format()?,
@@ -188,6 +199,106 @@ impl Body {
         }
     }
 
+    fn long_prompt(&mut self) -> Result<Option<LongPrompt>, RequestError> {
+        Ok(self.one_of(&fields::LONG_PROMPT)?.map(|name| match name.as_str() {
+            "chunk" => LongPrompt::Chunk,
+            _ => LongPrompt::Truncate,
+        }))
+    }
+
+    /// The field as the caller wrote it.
+    fn written(&self, field: &Field) -> &'static str {
+        let written = self.spelling.iter().find(|(name, _)| *name == field.name);
+        written.map_or(field.name, |(_, written)| *written)
+    }
+
+    fn one_picture(&mut self, field: &Field) -> Result<Option<Picture>, RequestError> {
+        self.take(field)?.map(|value| picture(field.name, self.written(field), None, value)).transpose()
+    }
+
+    /// A picture or a list of them; an empty list asks for nothing.
+    fn pictures(&mut self, field: &Field) -> Result<Vec<Picture>, RequestError> {
+        let list = match self.take(field)? {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list,
+            Some(value) => return Ok(vec![picture(field.name, self.written(field), None, value)?]),
+        };
+        if list.len() > MAX_PICTURES {
+            return Err(invalid(field.name, &format!("at most {MAX_PICTURES} pictures"), &list.len().to_string()));
+        }
+        let several = list.len() > 1;
+        let numbered = (1..).zip(list);
+        let one = |(number, value)| picture(field.name, self.written(field), several.then_some(number), value);
+        numbered.map(one).collect()
+    }
+
+    /// The fields of image to image as one object.
+    fn image_to_image(&mut self, request: &mut GenerationRequest) -> Result<(), RequestError> {
+        const NAME: &str = fields::IMAGE_TO_IMAGE.name;
+        const URL: &str = "image_to_image.init_image_url";
+        const WANTED: &str = "{\"init_image_url\": …, \"strength\": …}";
+        let mut parts = match self.take(&fields::IMAGE_TO_IMAGE)? {
+            None => return Ok(()),
+            Some(Value::Object(parts)) => parts,
+            Some(other) => return Err(wrong_type(NAME, WANTED, &other)),
+        };
+        parts.retain(|_, value| !value.is_null());
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let url = parts.remove("init_image_url").ok_or_else(|| RequestError::Missing { param: URL.into() })?;
+        let strength = parts.remove(fields::STRENGTH.name);
+        if let Some(unknown) = parts.keys().next() {
+            return Err(invalid(&format!("{NAME}.{}", quoted(unknown)), "one of init_image_url, strength", unknown));
+        }
+        if !request.images.is_empty() {
+            return Err(RequestError::Contradiction {
+                param: NAME.into(),
+                other: self.written(&fields::IMAGE).into(),
+                hint: "both name the picture to start from; send one".into(),
+            });
+        }
+        request.images = vec![picture(URL, URL, None, url)?];
+        if let Some(strength) = strength
+            && let Some(before) = self.left.insert(fields::STRENGTH.name.into(), strength.clone())
+            && before != strength
+        {
+            return Err(RequestError::Contradiction {
+                param: format!("{NAME}.{}", fields::STRENGTH.name),
+                other: fields::STRENGTH.name.into(),
+                hint: "they are one field with different values; send one".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// `strength`, or what is left of 1 beside `image_strength`.
+    fn strength(&mut self) -> Result<Option<f64>, RequestError> {
+        let strength = self.number(&fields::STRENGTH)?;
+        let Some(kept) = self.number(&fields::IMAGE_STRENGTH)? else { return Ok(strength) };
+        let name = fields::IMAGE_STRENGTH.name;
+        if !(0.0..=1.0).contains(&kept) {
+            return Err(RequestError::InvalidValue {
+                param: name.into(),
+                wanted: "a number from 0 to 1".into(),
+                asked: kept.to_string(),
+            });
+        }
+        match strength {
+            // Written as decimals, the two do not add up exactly.
+            Some(strength) if (strength + kept - 1.0).abs() > 1e-6 => Err(RequestError::Contradiction {
+                param: name.into(),
+                other: self.written(&fields::STRENGTH).into(),
+                hint: "what is kept and what is drawn anew add up to 1; send one".into(),
+            }),
+            Some(strength) => Ok(Some(strength)),
+            None => {
+                self.spelling.push((fields::STRENGTH.name, name));
+                Ok(Some(1.0 - kept))
+            }
+        }
+    }
+
     fn output_format(&mut self) -> Result<Option<OutputFormat>, RequestError> {
         if self.left.get("output_format").and_then(Value::as_str) == Some("avif") {
             return Err(RequestError::Unsupported {
@@ -309,6 +420,47 @@ impl Body {
         }
         self.left.clear();
     }
+}
+
+/// A picture as JSON names it: a string, or an object with an address, as OpenAI's newer clients write it.
+fn picture(param: &str, field: &'static str, number: Option<usize>, value: Value) -> Result<Picture, RequestError> {
+    const WANTED: &str = "an address, a data URI or base64";
+    let text = match value {
+        Value::String(text) => text,
+        Value::Object(mut parts) => {
+            let url = ["image_url", "url", "b64_json"].iter().find_map(|name| parts.remove(*name));
+            match url {
+                Some(Value::String(text)) => text,
+                // As in chat messages: {"image_url": {"url": …}}.
+                Some(Value::Object(mut inner)) => match inner.remove("url") {
+                    Some(Value::String(text)) => text,
+                    _ => return Err(wrong_type(param, WANTED, &Value::Object(inner))),
+                },
+                _ => return Err(wrong_type(param, WANTED, &Value::Object(parts))),
+            }
+        }
+        other => return Err(wrong_type(param, WANTED, &other)),
+    };
+    let source = source(text).map_err(|text| invalid(param, WANTED, &text))?;
+    Ok(Picture { field, number, source })
+}
+
+/// What a text that names a picture is; the text itself where it is nothing of the kind.
+fn source(text: String) -> Result<Source, String> {
+    /// Our own pictures, by path; neither begins base64.
+    const OWN: [&str; 2] = ["/files/", "/v1/jobs/"];
+    let begins = |prefix: &str| text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
+    if begins("http://") || begins("https://") || OWN.iter().any(|own| text.starts_with(own)) {
+        return Ok(Source::Url(text));
+    }
+    if begins("data:") {
+        return match text.split_once(',') {
+            Some((head, data)) if head.to_ascii_lowercase().ends_with(";base64") => Ok(Source::Base64(data.to_owned())),
+            _ => Err(text),
+        };
+    }
+    // The letters are looked at when the picture is unpacked; of what has a scheme, or nothing in it, it is plain now.
+    if text.contains(':') || text.trim().is_empty() { Err(text) } else { Ok(Source::Base64(text)) }
 }
 
 /// A whole number. JSON has one number type, so `20.0` is as good as `20`.

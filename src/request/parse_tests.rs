@@ -22,7 +22,9 @@ fn examples(field: &Field) -> (Vec<Value>, Vec<Value>) {
             vec![json!(3), json!(3.0)],
             vec![json!("3"), json!(2.5), json!(-1), json!(true), json!(1e300), json!(-1e300)],
         ),
-        Kind::Number { .. } => (vec![json!(7), json!(7.5), json!(0)], vec![json!("7.5"), json!(false)]),
+        Kind::Number { min, max } => {
+            (vec![json!(max), json!((min + max) / 3.0), json!(min)], vec![json!("7.5"), json!(false)])
+        }
         Kind::Numbers => (vec![json!([3, 2.5, 0])], vec![json!(3), json!("3"), json!(["3"]), json!([[1]]), json!([])]),
         Kind::Flag => (vec![json!(true), json!(false)], vec![json!("true"), json!(1)]),
         Kind::OneOf(names) => {
@@ -53,15 +55,62 @@ fn examples(field: &Field) -> (Vec<Value>, Vec<Value>) {
             vec![json!({}), json!({"a": "b"})],
             vec![json!("a"), json!({"a": null}), json!({"a": {"b": "c"}}), json!({"a": "b".repeat(2000)}), json!(3)],
         ),
+        Kind::Picture => {
+            (pictures(), vec![json!(""), json!(1), json!("ftp://x/y"), json!("data:,x"), json!({"a": "b"}), json!([])])
+        }
+        Kind::Pictures => (
+            pictures().into_iter().chain([json!(["aGFsbG8=", "https://example.com/a.png"])]).collect(),
+            vec![
+                json!(""),
+                json!(true),
+                json!("file:///etc/passwd"),
+                json!("data:image/png,x"),
+                json!([1]),
+                json!([[]]),
+            ],
+        ),
+        Kind::ImageToImage => (
+            vec![json!({}), json!({"init_image_url": "https://example.com/a.png", "strength": 0.5})],
+            vec![
+                json!(1),
+                json!([]),
+                json!({"strength": 1}),
+                json!({"init_image_url": 1}),
+                json!({"init_image_url": "aaaa", "x": 1}),
+            ],
+        ),
         Kind::Unsupported => {
             (vec![json!([]), json!({})], vec![json!("x"), json!(0.5), json!({"a": "b"}), json!(["x"])])
         }
     };
     let bad = match field.kind {
-        Kind::Size | Kind::Labels | Kind::Numbers | Kind::Unsupported => bad,
+        Kind::Size
+        | Kind::Labels
+        | Kind::Numbers
+        | Kind::Picture
+        | Kind::Pictures
+        | Kind::ImageToImage
+        | Kind::Unsupported => bad,
         _ => bad.into_iter().chain(fallback).collect(),
     };
     (good, bad)
+}
+
+fn pictures() -> Vec<Value> {
+    let names = [
+        "https://example.com/a.png",
+        "HTTP://example.com/a",
+        "data:image/png;base64,aGFsbG8=",
+        "aGFsbG8=",
+        "/9j/4AAQ",
+        "/files/1.x/job/0.png",
+    ];
+    let objects = [
+        json!({"image_url": "https://example.com/a.png"}),
+        json!({"image_url": {"url": "aGFsbG8="}}),
+        json!({"b64_json": "aGFsbG8="}),
+    ];
+    names.iter().map(|name| json!(name)).chain(objects).collect()
 }
 
 #[test]
@@ -103,6 +152,10 @@ fn every_alias_means_its_field() {
             let (mut aliased, _) = parse_body(with(alias, value)).unwrap();
             assert_eq!(aliased.spelling, [(field.name, *alias)]);
             aliased.spelling.clear();
+            // A picture remembers how its field was written, for the errors that come when it is fetched.
+            for picture in aliased.images.iter_mut().chain(&mut aliased.references).chain(&mut aliased.mask) {
+                assert_eq!(std::mem::replace(&mut picture.field, field.name), *alias);
+            }
             assert_eq!(aliased, own, "{alias}");
         }
     }

@@ -3,7 +3,7 @@
 use easel_models::samplers::SamplingSpec;
 use easel_models::{Prompt, RenderSpec};
 
-use super::{ResolvedRequest, SamplingOptions};
+use super::{LongPrompt, ResolvedRequest, SamplingOptions};
 
 impl ResolvedRequest {
     /// The seed of picture `index`, which makes that picture alone.
@@ -13,12 +13,16 @@ impl ResolvedRequest {
 
     /// The prompt, as the text encoders see it.
     pub fn positive(&self) -> Prompt {
-        Prompt { clip_skip: self.clip_skip, ..Prompt::new(&self.prompt) }
+        Prompt { clip_skip: self.clip_skip, ..self.text(Some(self.prompt.clone())) }
     }
 
     /// The negative prompt, as the text encoders see it: diffusers' `encode_prompt` leaves no layer out for it.
     pub fn negative(&self) -> Prompt {
-        Prompt { text: self.negative_prompt.clone(), ..Prompt::default() }
+        self.text(self.negative_prompt.clone())
+    }
+
+    fn text(&self, text: Option<String>) -> Prompt {
+        Prompt { text, clip_skip: 0, weighting: self.prompt_weighting, long: self.long_prompt == LongPrompt::Chunk }
     }
 
     /// Sampler, schedule and steps, with what else was set of them.
@@ -43,9 +47,12 @@ impl ResolvedRequest {
     /// How each picture is to be rendered.
     pub fn specs(&self) -> Vec<RenderSpec> {
         let sampling = self.sampling_spec();
+        // diffusers' pipelines guide so only where there is something to be guided away from.
+        let true_guidance = self.true_guidance.filter(|_| self.negative_prompt.is_some()).unwrap_or(1.0);
         (0..self.n as usize)
             .map(|index| RenderSpec {
                 guidance: self.guidance,
+                true_guidance,
                 guidance_rescale: self.sampling.guidance_rescale.unwrap_or(0.0),
                 ..RenderSpec::new(self.rendered.width, self.rendered.height, self.seed_of(index), sampling.clone())
             })

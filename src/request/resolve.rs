@@ -8,7 +8,10 @@ use easel_models::{Fit, ModelCard, Size};
 
 use super::fields::{self, Kind};
 use super::parse::quoted;
-use super::{GenerationRequest, Priority, RequestError, ResolvedRequest, SamplingOptions, SizeAsked, names};
+use super::task::{self, Task};
+use super::{
+    GenerationRequest, LongPrompt, Priority, RequestError, ResolvedRequest, SamplingOptions, SizeAsked, names,
+};
 use crate::config::{Limits, ModelsConfig};
 
 /// Checks requests and fills in their defaults. Clones share one table.
@@ -121,10 +124,14 @@ impl Resolver {
         self.check(request).map_err(|error| error.respelled(&spelling))
     }
 
-    fn check(&self, asked: GenerationRequest) -> Result<(ResolvedRequest, Vec<String>), RequestError> {
+    fn check(&self, mut asked: GenerationRequest) -> Result<(ResolvedRequest, Vec<String>), RequestError> {
         let limits = &self.inner.limits;
-        let mut warnings = asked.warnings;
+        let mut warnings = std::mem::take(&mut asked.warnings);
         let (model, card) = self.model(asked.model.as_deref())?;
+        let task = self.task(&asked, model, card)?;
+        if task == Task::Draw && asked.strength.is_some() {
+            warnings.push("`strength` has no effect without `image`".into());
+        }
         let prompt = asked.prompt.ok_or_else(|| RequestError::Missing { param: fields::PROMPT.name.into() })?;
         bounded_text(fields::PROMPT.name, &prompt, limits.max_prompt_chars)?;
 
@@ -135,8 +142,28 @@ impl Resolver {
             if !card.abilities.negative_prompt {
                 return Err(unsupported(fields::NEGATIVE_PROMPT.name, model, "has no negative prompt"));
             }
-            if guidance <= 1.0 {
+            if guidance <= 1.0 && !card.abilities.true_guidance {
                 warnings.push(format!("`negative_prompt` has no effect at guidance {guidance}; it has above 1"));
+            }
+        }
+        let true_guidance = number(&fields::TRUE_GUIDANCE, asked.true_guidance)?;
+        if let Some(scale) = true_guidance {
+            if !card.abilities.true_guidance {
+                let why =
+                    format!("{model} is guided by `guidance`; {}", self.able(&|card| card.abilities.true_guidance));
+                return Err(RequestError::Unsupported { param: fields::TRUE_GUIDANCE.name.into(), why });
+            }
+            if scale > 1.0 && negative_prompt.is_none() {
+                warnings.push("`true_guidance` has no effect without `negative_prompt`".into());
+            }
+        }
+        let (prompt_weighting, long_prompt) =
+            (asked.prompt_weighting.unwrap_or(false), asked.long_prompt.unwrap_or_default());
+        for (field, asked) in
+            [(&fields::PROMPT_WEIGHTING, prompt_weighting), (&fields::LONG_PROMPT, long_prompt == LongPrompt::Chunk)]
+        {
+            if asked && !card.abilities.prompt_weighting {
+                return Err(unsupported(field.name, model, "reads its prompt as it stands"));
             }
         }
         if asked.clip_skip.is_some_and(|skip| skip > 0) && !card.abilities.clip_skip {
@@ -144,7 +171,15 @@ impl Resolver {
         }
         let clip_skip = whole(&fields::CLIP_SKIP, asked.clip_skip, card.clip_layers as u64)?.unwrap_or(0);
 
-        let (delivered, rendered) = self.size(asked.size, model, card, &mut warnings)?;
+        let image = asked.inputs.images.first().map(|image| Size { width: image.width, height: image.height });
+        let (delivered, rendered) = match image {
+            Some(image) if asked.size == SizeAsked::Native => {
+                let (delivered, rendered) = task::size_of(image, task, card, limits.max_pixels);
+                warn_of_resampling(model, delivered, rendered, &mut warnings);
+                (delivered, rendered)
+            }
+            _ => self.size(asked.size, model, card, &mut warnings)?,
+        };
         let n = whole(&fields::N, asked.n, u64::from(limits.max_n))?.unwrap_or(1);
         let sampling_options = asked.sampling;
         let steps = steps(asked.steps, &sampling_options, card.scheduler.is_flow(), limits)?.unwrap_or(card.steps);
@@ -167,6 +202,15 @@ impl Resolver {
             schedule,
             sampling: sampling_options,
             clip_skip: usize::try_from(clip_skip).unwrap_or(usize::MAX),
+            true_guidance,
+            prompt_weighting,
+            long_prompt,
+            images: asked.inputs.images,
+            mask: asked.inputs.mask,
+            strength: match task {
+                Task::Start { strength } => Some(strength),
+                Task::Draw | Task::Edit => None,
+            },
             output_format: asked.output_format.unwrap_or_default(),
             output_compression: narrow(output_compression.unwrap_or(100)),
             partial_images: narrow(partial_images.unwrap_or(0)),
@@ -216,7 +260,7 @@ impl Resolver {
                 nearest,
             });
         }
-        warnings.push(format!("{model} does not make {delivered}; rendered at {nearest} and resampled to {delivered}"));
+        warn_of_resampling(model, delivered, nearest, warnings);
         Ok((delivered, nearest))
     }
 }
@@ -363,7 +407,7 @@ fn whole(field: &fields::Field, asked: Option<u64>, most: u64) -> Result<Option<
     }
 }
 
-fn number(field: &fields::Field, asked: Option<f64>) -> Result<Option<f64>, RequestError> {
+pub(super) fn number(field: &fields::Field, asked: Option<f64>) -> Result<Option<f64>, RequestError> {
     let Kind::Number { min, max } = field.kind else { return Ok(asked) };
     match asked {
         Some(number) if !(min..=max).contains(&number) => Err(RequestError::InvalidValue {
@@ -372,6 +416,13 @@ fn number(field: &fields::Field, asked: Option<f64>) -> Result<Option<f64>, Requ
             asked: number.to_string(),
         }),
         fine => Ok(fine),
+    }
+}
+
+fn warn_of_resampling(model: &str, delivered: Size, rendered: Size, warnings: &mut Vec<String>) {
+    if rendered != delivered {
+        warnings
+            .push(format!("{model} does not make {delivered}; rendered at {rendered} and resampled to {delivered}"));
     }
 }
 

@@ -20,6 +20,14 @@ has '^event: succeeded' "$dir/events"
 curl -sSf "$EASEL_URL/v1/jobs/$id?wait=30" > "$dir/job"
 has '"status": *"succeeded"' "$dir/job"
 
+# A picture to change, as a form, and the job keeps it.
+curl -sSf "$EASEL_URL/v1/images/edits" -F image=@"$dir/flower.png" -F prompt="a red flower" -F strength=0.4 -F steps=6 \
+  > "$dir/edit"
+has '"url"' "$dir/edit"
+curl -sSf "$EASEL_URL/v1/images/variations" -F image=@"$dir/flower.png" -F n=2 -F steps=4 > "$dir/varied"
+[ "$(curl -s -o "$dir/error" -w '%{http_code}' "$EASEL_URL/v1/images/edits" -F image=@"$0" -F prompt=x)" = 400 ]
+has 'invalid_image' "$dir/error"
+
 for path in /healthz /readyz /openapi.json /docs /; do curl -sSf -o /dev/null "$EASEL_URL$path"; done
 curl -sSf "$EASEL_URL/metrics" > "$dir/metrics"
 has '^easel_' "$dir/metrics"

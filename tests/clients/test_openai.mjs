@@ -5,7 +5,7 @@ import { mkdtempSync, copyFileSync, readFileSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "node:test";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 
 const url = process.env.EASEL_URL;
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0 });
@@ -29,6 +29,26 @@ test("streams partial pictures, then the whole one", async () => {
     "image_generation.partial_image",
     "image_generation.completed",
   ]);
+});
+
+test("edits and varies a picture", async () => {
+  const made = await client.images.generate({ prompt: "a red heart", response_format: "b64_json", seed: 11, steps: 4 });
+  const file = () => toFile(Buffer.from(made.data[0].b64_json, "base64"), "heart.png", { type: "image/png" });
+  const edit = await client.images.edit({ image: await file(), prompt: "a blue heart", response_format: "b64_json", steps: 4 });
+  assert.ok(png(edit.data[0].b64_json));
+  const list = await client.images.edit({ image: [await file()], prompt: "a blue heart", model: "gpt-image-1", n: 2, steps: 4 });
+  assert.ok(list.data.length === 2 && list.data.every((image) => png(image.b64_json)));
+  const varied = await client.images.createVariation({ image: await file(), response_format: "b64_json", steps: 4 });
+  assert.ok(png(varied.data[0].b64_json));
+  const types = [];
+  const stream = await client.images.edit({ image: await file(), prompt: "a heart", stream: true, partial_images: 1, steps: 4 });
+  for await (const event of stream) types.push(event.type);
+  assert.equal(types.at(-1), "image_edit.completed");
+  await assert.rejects(client.images.edit({ image: await toFile(Buffer.from("hello"), "a.png"), prompt: "x" }), (error) => {
+    assert.ok(error instanceof OpenAI.BadRequestError);
+    assert.deepEqual([error.param, error.code], ["image", "invalid_image"]);
+    return true;
+  });
 });
 
 test("a bad value is a BadRequestError with the field's name", async () => {

@@ -137,6 +137,132 @@ def test_the_samplers_options_change_the_picture(client):
     assert one(noise="torch_cpu", eta=0) == plain
 
 
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def circle():
+    """A picture of the model's own, in its native size."""
+    client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
+    reply = client.images.generate(
+        prompt="a red circle on a blue background", response_format="b64_json", extra_body={"seed": 1}
+    )
+    return decode(reply.data[0].b64_json).convert("RGB")
+
+
+def difference(a, b):
+    """The mean difference of two pictures' values."""
+    a, b = a.convert("RGB").tobytes(), b.convert("RGB").tobytes()
+    assert len(a) == len(b)
+    return sum(abs(x - y) for x, y in zip(a, b)) / len(a)
+
+
+def test_an_edit_is_nearer_to_its_picture_the_lower_its_strength(client, circle):
+    def edit(strength):
+        reply = client.images.edit(
+            image=png(circle), prompt="a green tree", response_format="b64_json",
+            extra_body={"seed": 4, "steps": 10, "strength": strength},
+        )
+        return decode(reply.data[0].b64_json)
+
+    pictures = [edit(strength) for strength in (0.0, 0.4, 1.0)]
+    assert all(picture.size == circle.size for picture in pictures)
+    distances = [difference(circle, picture) for picture in pictures]
+    assert distances == sorted(distances) and distances[0] < 8, distances
+
+
+def test_an_edit_without_a_size_has_its_pictures_size(client, circle):
+    wide = circle.resize((circle.width * 2, circle.height + 7))
+    reply = client.images.edit(
+        image=("wide.webp", webp(wide), "image/webp"), prompt="a red circle", response_format="b64_json",
+        extra_body=FEW,
+    )
+    image = decode(reply.data[0].b64_json)
+    assert image.size == wide.size and reply.size == f"{wide.width}x{wide.height}"
+
+
+def webp(image):
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=True)
+    return file.getvalue()
+
+
+def test_a_mask_keeps_what_is_opaque_to_the_bit(client, circle):
+    mask = Image.new("RGBA", circle.size, (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, circle.width // 2, circle.height))
+    reply = client.images.edit(
+        image=[png(circle)], mask=png(mask), prompt="a yellow star at night", response_format="b64_json", n=2,
+        extra_body={"seed": 6, "steps": 10},
+    )
+    for data in reply.data:
+        made = decode(data.b64_json).convert("RGB")
+        box = (circle.width // 2, 0, circle.width, circle.height)
+        assert made.crop(box).tobytes() == circle.crop(box).tobytes()
+        other = (0, 0, circle.width // 2, circle.height)
+        assert difference(made.crop(other), circle.crop(other)) > 5
+
+
+def test_an_edit_streams(client, circle):
+    events = list(
+        client.images.edit(
+            image=png(circle), prompt="a red heart", stream=True, partial_images=2, extra_body={"seed": 5, "steps": 8}
+        )
+    )
+    types = [event.type for event in events]
+    assert types[-1] == "image_edit.completed" and set(types[:-1]) == {"image_edit.partial_image"}
+    for event in events:
+        decode(event.b64_json)
+
+
+def test_variations_are_of_the_picture(client, circle):
+    reply = client.images.create_variation(
+        image=io.BytesIO(png(circle)), n=2, response_format="b64_json", extra_body={"seed": 2, "strength": 0.3}
+    )
+    first, second = (decode(data.b64_json) for data in reply.data)
+    assert first.tobytes() != second.tobytes()
+    assert max(difference(circle, first), difference(circle, second)) < 40
+
+
+@pytest.mark.parametrize(
+    "image, arguments, param, code",
+    [
+        (b"hello", {}, "image", "invalid_image"),
+        (b"GIF89a\x01\x00\x01\x00\x00\x00\x00", {}, "image", "invalid_image"),
+        (None, {"mask": b"hello"}, "mask", "invalid_image"),
+        (None, {"mask": png(Image.new("RGBA", (8, 8)))}, "mask", "invalid_value"),
+        (None, {"size": "big"}, "size", "invalid_value"),
+        (None, {"n": 99}, "n", "invalid_value"),
+        (None, {"prompt": ""}, "prompt", "invalid_value"),
+        (None, {"extra_body": {"strength": 2}}, "strength", "invalid_value"),
+    ],
+)
+def test_a_bad_edit_is_a_400_that_names_the_field(client, circle, image, arguments, param, code):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(**{"image": image or png(circle), "prompt": "a cat", **arguments})
+    assert (caught.value.param, caught.value.code) == (param, code)
+
+
+def test_a_result_is_the_next_requests_picture(client):
+    first = client.images.generate(prompt="a blue fish", extra_body={"seed": 3, **FEW})
+    again = client.images.generate(
+        prompt="a blue fish", response_format="b64_json",
+        extra_body={"seed": 3, "image": first.data[0].url, "strength": 0.2, "steps": 10},
+    )
+    with urllib.request.urlopen(first.data[0].url) as reply:
+        before = Image.open(io.BytesIO(reply.read()))
+        assert difference(before, decode(again.data[0].b64_json)) < 30
+
+
+def test_nothing_is_fetched_from_inside(client):
+    for address in ("http://127.0.0.1:1/a.png", "http://169.254.169.254/latest/meta-data", "file:///etc/passwd"):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.images.generate(prompt="a cat", extra_body={"image": address})
+        assert caught.value.param == "image"
+
+
 def test_an_unknown_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.images.generate(model="no-such-model", prompt="a cat")

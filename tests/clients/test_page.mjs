@@ -1,6 +1,6 @@
 // The playground page in Chromium against a running server (EASEL_URL).
 import assert from "node:assert/strict";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import test from "node:test";
 import { chromium } from "playwright-core";
 
@@ -71,6 +71,58 @@ test("progress and previews are shown while it paints, and cancel stops it", asy
     await page.click("#cancel");
     await page.waitForSelector("#canvas .hint");
     assert.equal(await page.textContent("#canvas"), "Canceled.");
+  });
+});
+
+test("a picture is chosen, a mask painted over it, and what was not painted stays", async () => {
+  await open({ width: 1280, height: 1000 }, async (page) => {
+    await page.fill("#prompt", "a red circle on a blue background");
+    await page.fill("#seed", "1");
+    await page.click("#go");
+    await finished(page);
+    const [download] = await Promise.all([page.waitForEvent("download"), page.click("#canvas a")]);
+    const file = await download.path();
+    await page.setInputFiles("#picture", { name: "circle.png", mimeType: "image/png", buffer: readFileSync(file) });
+    await page.waitForSelector("#mask-under[src]");
+    assert.equal(await page.inputValue("#width"), "");
+    assert.ok(await page.isVisible("#strength-field"));
+    const paints = await page.isVisible("#mask-tools");
+    assert.ok(paints, "the model paints into pictures");
+    await page.$eval("#mask-box", (box) => box.scrollIntoView({ block: "center" }));
+    const box = await page.locator("#mask").boundingBox();
+    await page.mouse.move(box.x + box.width * 0.2, box.y + box.height * 0.1);
+    await page.mouse.down();
+    await page.mouse.move(box.x + box.width * 0.2, box.y + box.height * 0.9, { steps: 8 });
+    await page.mouse.up();
+    assert.equal(await page.inputValue("#strength"), "1");
+    await shot(page, "mask");
+    await page.fill("#prompt", "a yellow star at night");
+    await page.$eval("#canvas", (canvas) => canvas.replaceChildren());
+    await page.click("#go");
+    await finished(page);
+    // Far from the brush, each pixel is the file's.
+    const same = await page.evaluate(async () => {
+      const pixels = async (source) => {
+        const img = new Image();
+        img.src = source;
+        await img.decode();
+        const canvas = Object.assign(document.createElement("canvas"), { width: img.naturalWidth, height: img.naturalHeight });
+        const context = canvas.getContext("2d");
+        context.drawImage(img, 0, 0);
+        return (x, y) => [...context.getImageData(x * canvas.width, y * canvas.height, 1, 1).data].join();
+      };
+      const before = await pixels(document.querySelector("#mask-under").src);
+      const after = await pixels(document.querySelector("#canvas img").src);
+      return [0.5, 0.7, 0.9].every((x) => [0.1, 0.5, 0.9].every((y) => before(x, y) === after(x, y)));
+    });
+    assert.ok(same);
+    assert.match(await page.textContent("#facts"), /with a mask/);
+    await shot(page, "masked");
+    await page.click("text=start from it");
+    await page.waitForFunction(() => document.querySelector("#mask-under").naturalWidth > 0);
+    await page.click("#no-picture");
+    assert.ok(!(await page.isVisible("#mask-box")));
+    assert.notEqual(await page.inputValue("#width"), "");
   });
 });
 

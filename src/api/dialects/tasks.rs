@@ -13,7 +13,7 @@ use crate::api::doc::{Content, Doc};
 use crate::api::errors::{ApiError, Code};
 use crate::api::jobs::{lookup, warn_of};
 use crate::api::routes::{Access, Routes};
-use crate::api::submit;
+use crate::api::submit::{self, Call};
 use crate::api::urls::Urls;
 use crate::api::wire;
 use crate::config::Role;
@@ -96,9 +96,10 @@ async fn create(
 ) -> Result<Response, ApiError> {
     let (mut request, delivery) = request::parse(body.fields)?;
     warn_of(delivery, &mut request.warnings);
-    let (job, replayed) = submit::submit(&app, &caller, request, &headers, &body.bytes).await?.keep();
-    let reply = (StatusCode::ACCEPTED, Json(Task::new(&app, &urls, &job))).into_response();
-    Ok(submit::located(submit::mark(reply, replayed), &urls.at(&format!("/api/v1/tasks/{}", job.id))))
+    let call = Call { headers, body: body.bytes, urls };
+    let (job, replayed) = submit::submit(&app, &caller, request, &call).await?.keep();
+    let reply = (StatusCode::ACCEPTED, Json(Task::new(&app, &call.urls, &job))).into_response();
+    Ok(submit::located(submit::mark(reply, replayed), &call.urls.at(&format!("/api/v1/tasks/{}", job.id))))
 }
 
 async fn show(

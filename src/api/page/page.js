@@ -120,8 +120,8 @@ function model() {
 function showModel() {
   const m = model();
   if (!m) return;
-  $("width").value = m.defaults.width;
-  $("height").value = m.defaults.height;
+  offerPictures(m.abilities);
+  showSize();
   $("steps").value = m.defaults.steps;
   $("guidance").value = m.defaults.guidance;
   const names = state.samplers.filter((s) => !m.samplers || m.samplers.includes(s.name));
@@ -130,6 +130,15 @@ function showModel() {
   $("negative-field").hidden = m.abilities && m.abilities.negative_prompt === false;
   showSchedules();
   showValues();
+}
+
+// With a picture, no size is that picture's.
+function showSize() {
+  const { width, height } = model().defaults;
+  for (const [id, native] of [["width", width], ["height", height]]) {
+    $(id).value = hasPicture() ? "" : native;
+    $(id).placeholder = hasPicture() ? "as the picture" : "";
+  }
 }
 
 function showSchedules() {
@@ -147,15 +156,15 @@ function request() {
   const body = {
     model: $("model").value,
     prompt: $("prompt").value,
-    width: Number($("width").value),
-    height: Number($("height").value),
     steps: Number($("steps").value),
     guidance: Number($("guidance").value),
     sampler: $("sampler").value,
     schedule: $("schedule").value,
     n: Number($("n").value),
     cache: false,
+    ...pictureFields(),
   };
+  for (const side of ["width", "height"]) if ($(side).value) body[side] = Number($(side).value);
   if ($("negative").value && !$("negative-field").hidden) body.negative_prompt = $("negative").value;
   // Put in as text: a seed may be larger than the numbers that JavaScript holds exactly.
   const seed = $("seed").value.trim();
@@ -276,6 +285,14 @@ function link(text, href, download) {
   return a;
 }
 
+function startFrom(url) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "start from it";
+  button.onclick = () => choosePictures([url]);
+  return button;
+}
+
 function show(job) {
   state.job = job;
   busy(!["succeeded", "failed", "canceled"].includes(job.status));
@@ -290,6 +307,7 @@ function show(job) {
       const caption = $("canvas").querySelectorAll("figcaption")[output.index];
       const extension = output.content_type.split("/")[1];
       caption.replaceChildren(`seed ${output.seed} · `, link("download", output.url, `easel-${job.id}-${output.index}.${extension}`));
+      if (canBring(model()?.abilities)) caption.append(" · ", startFrom(output.url));
     }
   }
   $("facts").replaceChildren();
@@ -298,6 +316,8 @@ function show(job) {
   fact("Model", job.model);
   fact("Size", `${r.width} × ${r.height}`);
   fact("Steps", `${r.steps}, guidance ${r.guidance}`);
+  if (r.images) fact("From", r.images.map((image) => `${image.width} × ${image.height}`).join(", ") + (r.mask ? ", with a mask" : ""));
+  if (r.strength != null) fact("Strength", String(r.strength));
   fact("Sampler", `${r.sampler}, ${r.schedule} schedule`);
   if (job.outputs.length) fact("Seed", String(job.outputs[0].seed));
   if (job.metrics) fact("Took", `${(job.metrics.latency_ms / 1000).toFixed(2)} s, ${job.metrics.batch_rows_mean.toFixed(1)} rows a model call`);
@@ -386,6 +406,7 @@ $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
 $("model").addEventListener("change", showModel);
+$("form").addEventListener("pictures", showSize);
 $("sampler").addEventListener("change", showSchedules);
 for (const id of ["steps", "guidance"]) $(id).addEventListener("input", showValues);
 $("reseed").addEventListener("click", () => ($("seed").value = ""));

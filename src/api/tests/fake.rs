@@ -18,6 +18,20 @@ pub(super) struct Fake {
 }
 
 impl Fake {
+    /// A model that looks at up to three pictures.
+    pub(super) fn editing(name: &str) -> Self {
+        let mut fake = Self::exact(name, Duration::ZERO);
+        fake.card.abilities = Abilities { edit: true, references: 3, ..Abilities::default() };
+        fake
+    }
+
+    /// A model that draws from prompts alone.
+    pub(super) fn drawing(name: &str) -> Self {
+        let mut fake = Self::exact(name, Duration::ZERO);
+        fake.card.abilities = Abilities::default();
+        fake
+    }
+
     /// A model that makes any size of whole blocks.
     pub(super) fn exact(name: &str, call: Duration) -> Self {
         let sizes = Sizes::Any { multiple: 8, min: 8, max: 512 };
@@ -107,7 +121,13 @@ impl Pipeline for Fake {
         negative: Option<Arc<Conditioning>>,
     ) -> Result<Trajectory> {
         let latent = [1, spec.height as usize / 8, spec.width as usize / 8];
-        let colour = positive.states.flatten_all()?.to_vec1::<f32>()?[0] + (spec.seed % 97) as f32;
+        let mut colour = positive.states.flatten_all()?.to_vec1::<f32>()?[0] + (spec.seed % 97) as f32;
+        // What it starts from, or looks at, shows: its colour is the first one's red, and one more for each reference.
+        if let Some(init) = &spec.init {
+            colour = f32::from(init.image.pixels[0]);
+        } else if let Some(first) = spec.references.first() {
+            colour = f32::from(first.pixels[0]) + spec.references.len() as f32;
+        }
         let latents = Tensor::full(colour, latent.as_slice(), &Device::Cpu)?;
         let sampler = Box::new(Constant { latents, progress: Progress { step: 0, steps: spec.sampling.steps } });
         let key = BatchKey { model: self.name.clone(), latent, context: 4, references: Vec::new() };

@@ -164,7 +164,7 @@ async fn a_body_above_the_limit_is_413() {
         assert_eq!(reply.error().0, 413, "{path}");
     }
     assert_eq!(server.send(raw("/v1/jobs", Some("application/json"), body(1000))).await.status, StatusCode::ACCEPTED);
-    let reply = server.send(raw("/v1/images/edits", None, vec![0; 2000])).await;
+    let reply = server.send(raw("/v1/images/edits", Some("multipart/form-data; boundary=x"), vec![0; 2000])).await;
     assert_eq!(reply.error().0, 413);
 }
 

@@ -1,8 +1,10 @@
 //! The API against the real jobs, the real engine and a small fake model.
 
 mod auth;
+mod edits;
 mod fake;
 mod hangup;
+mod inputs;
 mod jobs;
 mod malformed;
 mod models;
@@ -28,6 +30,7 @@ use super::{App, router};
 use crate::artifacts::Artifacts;
 use crate::config::{Config, KeyConfig, Role};
 use crate::engine::{EngineHandle, EngineOptions};
+use crate::inputs::Fetcher;
 use crate::jobs::{Jobs, JobsOptions, SqliteStore};
 use crate::policy::Keys;
 use crate::request::{Priority, Resolver};
@@ -78,12 +81,14 @@ impl Server {
         Self::with(|_| {}).await
     }
 
-    /// A server with these changes of the configuration, and the models `quick`, `slow` and `tiny`.
+    /// A server with these changes of the configuration, and the models `quick`, `slow`, `tiny`, `editor` and `drawer`.
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let models: Vec<(String, Arc<dyn Pipeline>)> = vec![
             ("quick".into(), Arc::new(Fake::exact("quick", Duration::ZERO))),
             ("slow".into(), Arc::new(Fake::exact("slow", Duration::from_millis(20)))),
             ("tiny".into(), Arc::new(Fake::resizing("tiny"))),
+            ("editor".into(), Arc::new(Fake::editing("editor"))),
+            ("drawer".into(), Arc::new(Fake::drawing("drawer"))),
         ];
         Self::of(models, EngineOptions::default(), |config| {
             config.models.aliases.insert("house".into(), "tiny".into());
@@ -112,6 +117,7 @@ impl Server {
             resolver: Resolver::new(engine.models().to_vec(), config.limits.clone(), &config.models).unwrap(),
             engine,
             artifacts,
+            fetcher: Fetcher::new(&config.fetch).unwrap(),
             keys: Arc::new(Keys::new(&config.keys).unwrap()),
             config: Arc::new(config),
             metrics: None,

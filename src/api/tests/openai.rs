@@ -151,12 +151,7 @@ async fn errors_have_openais_shape_and_names() {
         (json!({"prompt": "x", "output_format": "avif"}), 400, "unsupported_parameter", Some("output_format")),
         (json!({"prompt": "x", "stream": true, "partial_images": 4}), 400, "invalid_value", Some("partial_images")),
         (json!({"prompt": "x", "stream": true, "async": true}), 400, "invalid_value", Some("stream")),
-        (
-            json!({"prompt": "x", "image_url": "http://127.0.0.1/a.png"}),
-            400,
-            "unsupported_parameter",
-            Some("image_url"),
-        ),
+        (json!({"prompt": "x", "image_url": "http://127.0.0.1/a.png"}), 400, "image_unreachable", Some("image_url")),
         (json!({"prompt": "x", "image_loras": [{"path": "a"}]}), 400, "unsupported_parameter", Some("image_loras")),
         (json!({"prompt": "x", "model": "nothing"}), 404, "model_not_found", Some("model")),
     ] {
@@ -196,12 +191,12 @@ async fn who_prefers_not_to_wait_gets_a_job() {
 }
 
 #[tokio::test]
-async fn edits_and_variations_are_refused_by_name_after_the_whole_form_was_read() {
+async fn a_form_without_a_picture_is_refused_after_the_whole_of_it_was_read() {
     let server = Server::start().await;
     for path in ["/v1/images/edits", "/v1/images/variations"] {
         let form = Request::post(path).header("content-type", "multipart/form-data; boundary=x");
         let reply = server.send(form.body(Body::from("--x--".repeat(100_000))).unwrap()).await;
-        assert_eq!(reply.error(), (400, "unsupported_parameter".into(), Some("image".into())));
+        assert_eq!(reply.error(), (400, "missing_required_parameter".into(), Some("image".into())));
     }
 }
 
@@ -210,7 +205,7 @@ async fn models_are_listed_and_found_by_every_name() {
     let server = Server::start().await;
     let list = server.get("/v1/models").await.json();
     let ids: Vec<&str> = list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
-    assert_eq!((list["object"].as_str(), ids), (Some("list"), vec!["quick", "slow", "tiny"]));
+    assert_eq!((list["object"].as_str(), ids), (Some("list"), vec!["quick", "slow", "tiny", "editor", "drawer"]));
     let quick = &list["data"][0];
     assert_eq!((quick["object"].as_str(), quick["default"].as_bool()), (Some("model"), Some(true)));
     assert!(quick["created"].as_i64().unwrap() > 0 && quick["owned_by"].is_string());

@@ -214,13 +214,22 @@ async fn a_panicking_handler_is_a_500_in_our_shape() {
 }
 
 #[tokio::test]
-async fn abilities_that_the_api_refuses_are_not_advertised() {
+async fn what_a_model_cannot_do_with_pictures_is_not_advertised_and_refused_by_name() {
     let server = Server::start().await;
-    let model = server.get("/v1/models/quick").await.json();
-    for (ability, field) in [("image_to_image", "image"), ("inpaint", "mask")] {
+    let picture = "data:image/png;base64,aGFsbG8=";
+    let able = server.get("/v1/models/quick").await.json()["abilities"].take();
+    assert_eq!((&able["image_to_image"], &able["inpaint"], &able["edit"]), (&json!(true), &json!(true), &json!(false)));
+    let model = server.get("/v1/models/drawer").await.json();
+    for (ability, field) in [("image_to_image", "image"), ("inpaint", "mask"), ("edit", "reference_images")] {
         assert_eq!(model["abilities"][ability], false);
-        let reply = server.post("/v1/jobs", &json!({"prompt": "x", field: "data:"})).await;
+        let mut body = json!({"model": "drawer", "prompt": "x", "image": picture});
+        body[field] = json!([picture]);
+        if field == "mask" {
+            body["mask"] = json!(picture);
+        }
+        let reply = server.post("/v1/jobs", &body).await;
         assert_eq!(reply.error(), (400, "unsupported_parameter".into(), Some(field.into())));
+        assert!(reply.text().contains("quick"), "{}", reply.text());
     }
 }
 

@@ -157,6 +157,9 @@ pub trait Store: Send + Sync + 'static {
     /// Of several simultaneous calls with one idempotency key one stores its job, and the others are given that one.
     fn insert(&self, new: NewJob) -> Reply<'_, Inserted>;
 
+    /// What an idempotency key stands for, for the job's workspace and API key; `None` while it stands for nothing.
+    fn replay(&self, workspace: &str, api_key: &str, key: NewKey) -> Reply<'_, Option<Inserted>>;
+
     /// Takes up to `limit` jobs that have not ended and that no lease holds, oldest first. They are queued again.
     fn claim(&self, lease: Lease, limit: usize) -> Reply<'_, Vec<Job>>;
 
@@ -180,6 +183,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Removes a job and its idempotency key; `false` if there is none.
     fn remove(&self, id: &str) -> Reply<'_, bool>;
+
+    /// Those of the pictures, by the hash of their file, that no job's request brought.
+    fn unused_inputs(&self, hashes: Vec<String>) -> Reply<'_, Vec<String>>;
 
     /// Up to `limit` ids of jobs that ended before `time`, oldest first.
     fn ended_before(&self, time: Timestamp, limit: usize) -> Reply<'_, Vec<String>>;

@@ -4,7 +4,8 @@ use rusqlite::Connection;
 
 /// Each entry takes the schema one version further; `user_version` counts those that a file has had.
 /// An entry that was released is never changed: a new one is appended.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 -- Times are microseconds since 1970 in UTC. `seq` is the order of acceptance.
 CREATE TABLE jobs (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -40,7 +41,17 @@ CREATE TABLE idempotency (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX idempotency_by_job ON idempotency (job);
 CREATE INDEX idempotency_by_age ON idempotency (created_at);
-"];
+",
+    "
+-- Which jobs need which of the pictures that requests brought.
+CREATE TABLE inputs (
+    sha256      TEXT NOT NULL,
+    job         TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    PRIMARY KEY (sha256, job)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX inputs_by_job ON inputs (job);
+",
+];
 
 /// The version that this program writes.
 pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;

@@ -93,10 +93,11 @@ impl Store for SqliteStore {
     fn insert(&self, new: NewJob) -> Reply<'_, Inserted> {
         self.write(move |connection| {
             let NewJob { job, idempotency, max_queued, lease } = new;
-            if let Some(key) = &idempotency
-                && let Some(earlier) = replay(connection, &job, key)?
-            {
-                return Ok(earlier);
+            if let Some(key) = &idempotency {
+                forget(connection, &job, key)?;
+                if let Some(earlier) = replay(connection, &job.workspace, &job.key, key)? {
+                    return Ok(earlier);
+                }
             }
             let queued: i64 = connection
                 .prepare_cached("SELECT count(*) FROM jobs WHERE status = 'queued'")?
@@ -119,6 +120,24 @@ impl Store for SqliteStore {
                 ])?;
             }
             Ok(Inserted::New)
+        })
+    }
+
+    fn replay(&self, workspace: &str, api_key: &str, key: NewKey) -> Reply<'_, Option<Inserted>> {
+        let (workspace, api_key) = (workspace.to_owned(), api_key.to_owned());
+        self.read(move |connection| replay(connection, &workspace, &api_key, &key))
+    }
+
+    fn unused_inputs(&self, hashes: Vec<String>) -> Reply<'_, Vec<String>> {
+        self.read(move |connection| {
+            let mut used = connection.prepare_cached("SELECT 1 FROM inputs WHERE sha256 = ?")?;
+            let mut unused = Vec::new();
+            for hash in hashes {
+                if !used.exists([&hash])? {
+                    unused.push(hash);
+                }
+            }
+            Ok(unused)
         })
     }
 
@@ -221,15 +240,21 @@ impl Store for SqliteStore {
     }
 }
 
-/// What an idempotency key stands for, unless that is forgotten.
-fn replay(connection: &Connection, job: &Job, key: &NewKey) -> rusqlite::Result<Option<Inserted>> {
+/// Forgets an idempotency key whose time is over, so that it can stand for something else.
+fn forget(connection: &Connection, job: &Job, key: &NewKey) -> rusqlite::Result<()> {
     connection
         .prepare_cached("DELETE FROM idempotency WHERE workspace = ? AND key = ? AND token = ? AND created_at < ?")?
         .execute(params![job.workspace, job.key, key.key, micros(key.not_before)])?;
-    let sql = "SELECT body_sha256, job FROM idempotency WHERE workspace = ? AND key = ? AND token = ?";
+    Ok(())
+}
+
+/// What an idempotency key stands for, unless its time is over.
+fn replay(connection: &Connection, workspace: &str, api_key: &str, key: &NewKey) -> rusqlite::Result<Option<Inserted>> {
+    let sql =
+        "SELECT body_sha256, job FROM idempotency WHERE workspace = ? AND key = ? AND token = ? AND created_at >= ?";
     let earlier: Option<([u8; 32], String)> = connection
         .prepare_cached(sql)?
-        .query_row(params![job.workspace, job.key, key.key], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![workspace, api_key, key.key, micros(key.not_before)], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let Some((body_sha256, id)) = earlier else { return Ok(None) };
     if body_sha256 != key.body_sha256 {
@@ -253,6 +278,11 @@ fn insert(connection: &Connection, job: &Job, lease: &Lease) -> rusqlite::Result
         lease.worker,
         micros(lease.until),
     ])?;
+    for input in job.request.inputs() {
+        // One picture may be there twice, as picture and as mask.
+        let sql = "INSERT OR IGNORE INTO inputs (sha256, job) VALUES (?, ?)";
+        connection.prepare_cached(sql)?.execute(params![input.sha256, job.id])?;
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use jiff::ToSpan;
 use tempfile::TempDir;
 
 use super::*;
-use crate::request::{OutputFormat, Priority, ResolvedRequest};
+use crate::request::{LongPrompt, OutputFormat, Priority, ResolvedRequest};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
@@ -37,6 +37,12 @@ fn job(id: &str) -> Job {
         schedule: "leading".into(),
         sampling: Default::default(),
         clip_skip: 0,
+        true_guidance: None,
+        prompt_weighting: false,
+        long_prompt: LongPrompt::Truncate,
+        images: Vec::new(),
+        mask: None,
+        strength: None,
         output_format: OutputFormat::Png,
         output_compression: 100,
         partial_images: 0,

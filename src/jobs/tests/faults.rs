@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use super::*;
 
 /// Opens a house in a process of its own, so to say: dropping the runtime stops every task where it is.
-fn life<T>(folder: &Path, renderer: impl Renderer, f: impl AsyncFnOnce(&House) -> T) -> T {
+pub(super) fn life<T>(folder: &Path, renderer: impl Renderer, f: impl AsyncFnOnce(&House) -> T) -> T {
     let runtime = Runtime::new().unwrap();
     let (house, result) = runtime.block_on(async {
         let house = House::open(folder, renderer, 1000).await;

@@ -1,6 +1,7 @@
 //! Jobs against a real store and real files, with an engine that the tests play themselves.
 
 mod faults;
+mod inputs;
 mod life;
 mod watching;
 
@@ -17,13 +18,13 @@ use jiff::Timestamp;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::store::{Ending, Inserted, Lease, NewJob, Reply, Stored};
+use super::store::{Ending, Inserted, Lease, NewJob, NewKey, Reply, Stored};
 use super::*;
 use crate::artifacts::{Artifacts, Disk, Storage};
 use crate::config::ArtifactsConfig;
 use crate::engine::{EngineEvent, Work, WorkError, WorkMetrics};
 use crate::policy::Caller;
-use crate::request::{OutputFormat, Priority, ResolvedRequest};
+use crate::request::{LongPrompt, OutputFormat, Priority, ResolvedRequest};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -44,6 +45,12 @@ fn request(seed: u64, n: u32) -> ResolvedRequest {
         schedule: "default".into(),
         sampling: Default::default(),
         clip_skip: 0,
+        true_guidance: None,
+        prompt_weighting: false,
+        long_prompt: LongPrompt::Truncate,
+        images: Vec::new(),
+        mask: None,
+        strength: None,
         output_format: OutputFormat::Png,
         output_compression: 100,
         partial_images: 0,
@@ -140,6 +147,14 @@ impl Storage for Files {
         }
         self.disk.remove(job)
     }
+
+    fn has(&self, job: &str, file: &str) -> io::Result<bool> {
+        self.disk.has(job, file)
+    }
+
+    fn inputs(&self) -> io::Result<Vec<String>> {
+        self.disk.inputs()
+    }
 }
 
 /// A store that can be full, and that counts endings.
@@ -196,6 +211,12 @@ impl Store for Records {
     }
     fn forget_keys(&self, time: Timestamp) -> Reply<'_, usize> {
         self.sqlite.forget_keys(time)
+    }
+    fn replay(&self, workspace: &str, api_key: &str, key: NewKey) -> Reply<'_, Option<Inserted>> {
+        self.sqlite.replay(workspace, api_key, key)
+    }
+    fn unused_inputs(&self, hashes: Vec<String>) -> Reply<'_, Vec<String>> {
+        self.sqlite.unused_inputs(hashes)
     }
 }
 
@@ -255,7 +276,7 @@ impl House {
         request: ResolvedRequest,
         idempotency: Option<Idempotency>,
     ) -> Result<Submitted, SubmitError> {
-        self.jobs.submit(&Caller::local(), request, BTreeMap::new(), Vec::new(), idempotency).await
+        self.jobs.submit(&Caller::local(), request, BTreeMap::new(), BTreeMap::new(), Vec::new(), idempotency).await
     }
 
     async fn wait(&self, id: &str) -> Job {

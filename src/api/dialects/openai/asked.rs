@@ -14,6 +14,7 @@ pub(crate) const OWN_FIELDS: &[(&str, &str, &[&str])] = &[
         &["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"],
     ),
     ("style", "Taken and ignored; say it in the prompt.", &["vivid", "natural"]),
+    ("input_fidelity", "Taken and ignored; `strength` decides.", &["high", "low"]),
     ("moderation", "Taken and ignored.", &["low", "auto"]),
     ("safety_identifier", "Taken and ignored.", &[]),
     ("disable_safety_checker", "Taken and ignored.", &[]),
@@ -22,6 +23,27 @@ pub(crate) const OWN_FIELDS: &[(&str, &str, &[&str])] = &[
     ("frame_duration_ms", "Taken and ignored.", &[]),
     ("svg", "Taken and ignored.", &[]),
 ];
+
+/// What a route is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    /// A picture from a prompt, or from what the request brings.
+    Generation,
+    /// A picture changed as a prompt says.
+    Edit,
+    /// A picture varied; there may be no prompt.
+    Variation,
+}
+
+impl Task {
+    /// What the names of a stream's events begin with.
+    pub(super) fn event(self) -> &'static str {
+        match self {
+            Self::Generation => "image_generation",
+            Self::Edit | Self::Variation => "image_edit",
+        }
+    }
+}
 
 /// A request, and how its sender wants to read the answer.
 #[derive(Debug)]
@@ -32,6 +54,7 @@ pub(super) struct Asked {
     pub(super) format: ResponseFormat,
     /// As sent, or `auto`.
     pub(super) quality: String,
+    pub(super) task: Task,
 }
 
 impl Asked {
@@ -39,7 +62,7 @@ impl Asked {
     ///
     /// # Errors
     /// When a field is not what its vendor or we say it may be.
-    pub(super) fn read(mut body: Map<String, Value>) -> Result<Self, ApiError> {
+    pub(super) fn read(mut body: Map<String, Value>, task: Task) -> Result<Self, ApiError> {
         body.retain(|_, value| !value.is_null());
         let traits = Traits::of(&body);
         let mut quality = None;
@@ -53,12 +76,18 @@ impl Asked {
                 quality = value.as_str().map(ToOwned::to_owned);
             }
         }
-        let (request, delivery) = request::parse(body)?;
-        if request.prompt.as_deref() == Some("") {
+        if body.contains_key("markup") {
+            let message = "`markup` is not supported: send `mask`, whose transparent part is painted anew";
+            return Err(ApiError::field(Code::UnsupportedParameter, "markup", message));
+        }
+        let (mut request, delivery) = request::parse(body)?;
+        if task == Task::Variation {
+            request.prompt.get_or_insert_default();
+        } else if request.prompt.as_deref() == Some("") {
             return Err(ApiError::field(Code::InvalidRequest, "prompt", "`prompt` must not be empty"));
         }
         let format = delivery.response_format.unwrap_or_else(|| traits.format(request.model.as_deref()));
-        Ok(Self { request, delivery, format, quality: quality.unwrap_or_else(|| "auto".into()) })
+        Ok(Self { request, delivery, format, quality: quality.unwrap_or_else(|| "auto".into()), task })
     }
 }
 
@@ -79,7 +108,7 @@ impl Traits {
         let quality = body.get("quality").and_then(Value::as_str);
         let steps: Vec<&str> = Field::names(&fields::STEPS).collect();
         Self {
-            gpt_image: any(&["output_compression", "background", "moderation", "stream"])
+            gpt_image: any(&["output_compression", "background", "moderation", "stream", "input_fidelity"])
                 || quality.is_some_and(|quality| !matches!(quality, "standard" | "hd")),
             output_format: any(&["output_format"]),
             together: any(&["width", "height"]) || any(&steps),
@@ -107,7 +136,7 @@ mod tests {
         let Value::Object(extra) = extra else { panic!("an object") };
         let mut body = Map::from_iter([("prompt".into(), json!("a cat"))]);
         body.extend(extra);
-        Asked::read(body)
+        Asked::read(body, Task::Generation)
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(crate) struct Image {
 /// What a request took, in OpenAI's unit.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct Usage {
-    /// The prompt's tokens.
+    /// The prompt's tokens, and one for each 16x16 pixels of the pictures that the request brought.
     input_tokens: u64,
     input_tokens_details: Tokens,
     /// One for each 16x16 pixels, begun ones counted.
@@ -130,14 +130,15 @@ impl Usage {
     /// What `outputs` of a job took.
     pub(super) fn of(job: &Job, outputs: &[Output]) -> Self {
         let text = job.metrics.as_ref().map_or(0, |metrics| metrics.prompt_tokens as u64);
-        let tiles = |output: &Output| u64::from(output.width.div_ceil(16)) * u64::from(output.height.div_ceil(16));
-        let image = outputs.iter().map(tiles).sum();
+        let tiles = |width: u32, height: u32| u64::from(width.div_ceil(16)) * u64::from(height.div_ceil(16));
+        let seen: u64 = job.request.inputs().map(|input| tiles(input.width, input.height)).sum();
+        let made: u64 = outputs.iter().map(|output| tiles(output.width, output.height)).sum();
         Self {
-            input_tokens: text,
-            input_tokens_details: Tokens { text_tokens: text, image_tokens: 0 },
-            output_tokens: image,
-            output_tokens_details: Tokens { text_tokens: 0, image_tokens: image },
-            total_tokens: text + image,
+            input_tokens: text + seen,
+            input_tokens_details: Tokens { text_tokens: text, image_tokens: seen },
+            output_tokens: made,
+            output_tokens_details: Tokens { text_tokens: 0, image_tokens: made },
+            total_tokens: text + seen + made,
         }
     }
 }

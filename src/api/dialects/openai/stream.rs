@@ -83,23 +83,23 @@ impl Teller {
 
     /// Previews are small PNG pictures, whatever format the finished ones have, and say so.
     fn partial(&self, event: &JobEvent, index: u32, png: &[u8]) -> Event {
-        const NAME: &str = "image_generation.partial_image";
-        let mut data = self.common(NAME, &event.job, "png");
+        let name = format!("{}.partial_image", self.asked.task.event());
+        let mut data = self.common(&name, &event.job, "png");
         data["partial_image_index"] = json!(index);
         data["b64_json"] = json!(STANDARD.encode(png));
-        Event::default().event(NAME).data(data.to_string())
+        Event::default().event(name).data(data.to_string())
     }
 
     async fn completed(&self, job: &Job, index: usize) -> Result<Event, ApiError> {
-        const NAME: &str = "image_generation.completed";
+        let name = format!("{}.completed", self.asked.task.event());
         let outputs: Vec<_> = job.outputs.iter().filter(|output| output.index == index).cloned().collect();
-        let mut data = self.common(NAME, job, job.request.output_format.name());
+        let mut data = self.common(&name, job, job.request.output_format.name());
         data["b64_json"] = json!(reply::base64(&self.app, job, index).await?);
         data["usage"] = json!(Usage::of(job, &outputs));
         data["index"] = json!(index);
         data["seed"] = json!(outputs.first().map(|output| output.seed));
         data["job_id"] = json!(job.id);
-        Ok(Event::default().event(NAME).data(data.to_string()))
+        Ok(Event::default().event(name).data(data.to_string()))
     }
 
     fn common(&self, name: &str, job: &Job, format: &str) -> Value {
