@@ -5,6 +5,7 @@ pub mod fields;
 mod names;
 mod parse;
 mod pictures;
+mod refiner;
 mod render;
 mod resolve;
 mod task;
@@ -12,6 +13,7 @@ mod task;
 pub use error::RequestError;
 pub use parse::{parse, parse_size};
 pub use pictures::{Input, Inputs, LongPrompt, MaskInput, Painted, Picture, Source};
+pub use refiner::Refiner;
 pub use resolve::{Resolver, ResolverError};
 
 use std::collections::BTreeMap;
@@ -57,6 +59,10 @@ pub struct GenerationRequest {
     pub prompt_weighting: Option<bool>,
     /// What happens to a long prompt.
     pub long_prompt: Option<LongPrompt>,
+    /// A model that draws the end.
+    pub refiner: Option<String>,
+    /// From which share of the schedule on.
+    pub refiner_start: Option<f64>,
     /// What to start from, or what an editing model looks at.
     pub images: Vec<Picture>,
     /// Further pictures for an editing model.
@@ -257,6 +263,9 @@ pub struct ResolvedRequest {
     /// What happens to a prompt that is too long.
     #[serde(default, skip_serializing_if = "is_default")]
     pub long_prompt: LongPrompt,
+    /// The model that draws the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refiner: Option<Refiner>,
     /// The picture to start from, or those that an editing model looks at.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<Input>,

@@ -65,6 +65,9 @@ pub fn parameters(request: &ResolvedRequest) -> String {
     if let Some(strength) = request.strength {
         fields.push(("Denoising strength", strength.to_string()));
     }
+    if let Some(refiner) = &request.refiner {
+        fields.extend([("Refiner", refiner.model.clone()), ("Refiner switch at", refiner.start.to_string())]);
+    }
     if request.clip_skip > 0 {
         // A1111 counts the layer that is used, from 1; diffusers those that are left out.
         fields.push(("Clip skip", (request.clip_skip + 1).to_string()));

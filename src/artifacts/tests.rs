@@ -29,6 +29,7 @@ fn request() -> ResolvedRequest {
         true_guidance: None,
         prompt_weighting: false,
         long_prompt: LongPrompt::Truncate,
+        refiner: None,
         images: Vec::new(),
         mask: None,
         strength: None,

@@ -18,7 +18,7 @@ use super::handle::Inner;
 use super::live::Live;
 use super::store::{Ending, StoreError};
 use super::{Job, JobError, JobMetrics, ModelLoading, Output, Status, meters};
-use crate::engine::{EngineEvent, Pictures, Work, WorkError, WorkMetrics};
+use crate::engine::{EngineEvent, Pictures, SecondStage, Work, WorkError, WorkMetrics};
 
 /// Previews of each picture that are made for whoever watches a job that asked for none. The engine projects
 /// the latents in any case, which is little beside a step; pictures of it are made only while somebody watches.
@@ -70,7 +70,13 @@ fn work(job: &Job, pictures: Pictures, events: UnboundedSender<EngineEvent>) -> 
         priority: request.priority,
         owner: job.workspace.clone(),
         previews: if request.partial_images > 0 { request.partial_images } else { WATCHED_PREVIEWS },
-        second: None,
+        second: request.refiner.as_ref().map(|refiner| SecondStage {
+            model: refiner.model.clone(),
+            prompt: request.positive(),
+            negative: request.negative(),
+            from: refiner.start,
+            specs: request.refiner_specs(),
+        }),
         events,
     }
 }

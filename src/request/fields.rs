@@ -116,6 +116,10 @@ fields! {
         "Whether `(word:1.3)`, `(word)` and `[word]` weigh words; false, they are read as they stand.");
     LONG_PROMPT = field("long_prompt", &[], Kind::OneOf(&["truncate", "chunk"]),
         "What happens to a prompt longer than the text encoder's context: its end is left out, or it is encoded in chunks.");
+    REFINER = field("refiner", &[], Kind::Text,
+        "A second model, by name, that draws the end of the schedule, as SDXL's refiner does.");
+    REFINER_START = field("refiner_start", &["denoising_end"], Kind::Number { min: 0.0, max: 1.0 },
+        "From which share of the schedule on `refiner` draws; 0.8.");
     IMAGE = field("image", &["images", "init_image", "image_url"], Kind::Pictures,
         "The picture to start from, or with `mask` to paint into; an editing model looks at it, and may take a list. An \
          address, a data URI or base64 of a png, jpeg or webp file.");

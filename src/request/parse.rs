@@ -50,6 +50,8 @@ fn read(body: &mut Body) -> Result<(GenerationRequest, Delivery), RequestError> 
         true_guidance: body.number(&fields::TRUE_GUIDANCE)?,
         prompt_weighting: body.flag(&fields::PROMPT_WEIGHTING)?,
         long_prompt: body.long_prompt()?,
+        refiner: body.text(&fields::REFINER)?,
+        refiner_start: body.number(&fields::REFINER_START)?,
         images: body.pictures(&fields::IMAGE)?,
         references: body.pictures(&fields::REFERENCE_IMAGES)?,
         mask: body.one_picture(&fields::MASK)?,

@@ -1,7 +1,7 @@
 //! From what was understood to what the engine renders.
 
 use easel_models::samplers::SamplingSpec;
-use easel_models::{Prompt, RenderSpec};
+use easel_models::{Prompt, RenderSpec, Stage};
 
 use super::{LongPrompt, ResolvedRequest, SamplingOptions};
 
@@ -44,6 +44,17 @@ impl ResolvedRequest {
         }
     }
 
+    /// How the second model renders each picture, where there is one. Its stage is the engine's to set.
+    pub fn refiner_specs(&self) -> Vec<RenderSpec> {
+        let sampler = self.refiner.as_ref().map(|refiner| refiner.sampler.clone());
+        let again = |spec: RenderSpec| RenderSpec {
+            sampling: SamplingSpec { sampler: sampler.clone(), ..spec.sampling },
+            stage: Stage::Whole,
+            ..spec
+        };
+        self.specs().into_iter().map(again).collect()
+    }
+
     /// How each picture is to be rendered.
     pub fn specs(&self) -> Vec<RenderSpec> {
         let sampling = self.sampling_spec();
@@ -53,6 +64,7 @@ impl ResolvedRequest {
             .map(|index| RenderSpec {
                 guidance: self.guidance,
                 true_guidance,
+                stage: self.refiner.as_ref().map_or(Stage::Whole, |refiner| Stage::First { until: refiner.start }),
                 guidance_rescale: self.sampling.guidance_rescale.unwrap_or(0.0),
                 ..RenderSpec::new(self.rendered.width, self.rendered.height, self.seed_of(index), sampling.clone())
             })

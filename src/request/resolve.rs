@@ -132,11 +132,11 @@ impl Resolver {
         if task == Task::Draw && asked.strength.is_some() {
             warnings.push("`strength` has no effect without `image`".into());
         }
-        let prompt = asked.prompt.ok_or_else(|| RequestError::Missing { param: fields::PROMPT.name.into() })?;
+        let prompt = asked.prompt.take().ok_or_else(|| RequestError::Missing { param: fields::PROMPT.name.into() })?;
         bounded_text(fields::PROMPT.name, &prompt, limits.max_prompt_chars)?;
 
         let guidance = number(&fields::GUIDANCE, asked.guidance)?.unwrap_or(card.guidance);
-        let negative_prompt = asked.negative_prompt;
+        let negative_prompt = asked.negative_prompt.take();
         if let Some(negative) = negative_prompt.as_deref().filter(|text| !text.is_empty()) {
             bounded_text(fields::NEGATIVE_PROMPT.name, negative, limits.max_prompt_chars)?;
             if !card.abilities.negative_prompt {
@@ -180,6 +180,7 @@ impl Resolver {
             }
             _ => self.size(asked.size, model, card, &mut warnings)?,
         };
+        let refiner = self.refiner(&asked, (model, card), rendered, &mut warnings)?;
         let n = whole(&fields::N, asked.n, u64::from(limits.max_n))?.unwrap_or(1);
         let sampling_options = asked.sampling;
         let steps = steps(asked.steps, &sampling_options, card.scheduler.is_flow(), limits)?.unwrap_or(card.steps);
@@ -205,6 +206,7 @@ impl Resolver {
             true_guidance,
             prompt_weighting,
             long_prompt,
+            refiner,
             images: asked.inputs.images,
             mask: asked.inputs.mask,
             strength: match task {

@@ -79,6 +79,7 @@ fn an_absent_field_takes_the_cards_default() {
         true_guidance: None,
         prompt_weighting: false,
         long_prompt: LongPrompt::Truncate,
+        refiner: None,
         images: Vec::new(),
         mask: None,
         strength: None,

@@ -40,6 +40,7 @@ fn job(id: &str) -> Job {
         true_guidance: None,
         prompt_weighting: false,
         long_prompt: LongPrompt::Truncate,
+        refiner: None,
         images: Vec::new(),
         mask: None,
         strength: None,

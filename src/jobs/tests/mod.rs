@@ -48,6 +48,7 @@ fn request(seed: u64, n: u32) -> ResolvedRequest {
         true_guidance: None,
         prompt_weighting: false,
         long_prompt: LongPrompt::Truncate,
+        refiner: None,
         images: Vec::new(),
         mask: None,
         strength: None,
