@@ -28,6 +28,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import goldens_flux
 import goldens_klein
 import goldens_models
 import goldens_sd3
@@ -62,7 +63,7 @@ TEXTS = [
 STATE_TEXTS = ["", "a photo of a cat", "café 山の上 😀, it's 4k!", "tree " * 100]
 
 # Families with a script and a folder of their own.
-FAMILIES = {"sd3": goldens_sd3, "sdxl": goldens_sdxl, "flux2": goldens_klein, "z_image": goldens_z_image}
+FAMILIES = {"flux": goldens_flux, "sd3": goldens_sd3, "sdxl": goldens_sdxl, "flux2": goldens_klein, "z_image": goldens_z_image}
 
 # What other scripts make.
 OTHERS = ("samplers", "true_configs", "resize")

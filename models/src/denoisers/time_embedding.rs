@@ -131,3 +131,43 @@ impl AddedEmbedding {
         self.mlp.forward(&Tensor::cat(&[added.pooled.to_dtype(DType::F32)?, sinusoids], 1)?)
     }
 }
+
+/// `time_text_embed` of diffusers' transformers: the timestep, the pooled text, and of distilled models the guidance.
+///
+/// diffusers' `CombinedTimestepTextProjEmbeddings`, and with guidance `CombinedTimestepGuidanceTextProjEmbeddings`.
+pub(crate) struct TimeTextEmbedding {
+    timestep: Mlp,
+    guidance: Option<Mlp>,
+    text: Mlp,
+}
+
+impl TimeTextEmbedding {
+    /// Sinusoids of a number; no configuration names them.
+    const SINUSOIDS: Sinusoids = Sinusoids { dim: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
+
+    /// For pooled texts of width `pooled`; `guidance` says whether the model is told its guidance.
+    pub(crate) fn new(weights: &Tensors, pooled: usize, guidance: bool, outputs: usize) -> Result<Self> {
+        let mlp = |name: &str, inputs| Mlp::new(&weights.pp(name), inputs, outputs, Activation::Silu);
+        let sinusoids = Self::SINUSOIDS.dim;
+        Ok(Self {
+            timestep: mlp("timestep_embedder", sinusoids)?,
+            guidance: guidance.then(|| mlp("guidance_embedder", sinusoids)).transpose()?,
+            text: mlp("text_embedder", pooled)?,
+        })
+    }
+
+    /// What does not change from step to step, (1, outputs) in f32, of a pooled text (1, pooled).
+    pub(crate) fn constant(&self, pooled: &Tensor, guidance: f64) -> Result<Tensor> {
+        let text = self.text.forward(&pooled.to_dtype(DType::F32)?)?;
+        let Some(mlp) = &self.guidance else { return Ok(text) };
+        let guidance = f64::from(guidance as f32 * 1000.0);
+        Ok((mlp.forward(&Self::SINUSOIDS.forward(&[guidance], pooled)?)? + text)?)
+    }
+
+    /// One timestep a row, in 0..=1000, and what [`Self::constant`] made of each row, to (b, outputs) in f32.
+    pub(crate) fn forward(&self, timesteps: &[f64], constant: &Tensor) -> Result<Tensor> {
+        // diffusers' pipelines divide by 1000 and its models multiply again, which rounds in f32.
+        let rounded: Vec<f64> = timesteps.iter().map(|&t| f64::from(t as f32 / 1000.0 * 1000.0)).collect();
+        Ok((self.timestep.forward(&Self::SINUSOIDS.forward(&rounded, constant)?)? + constant)?)
+    }
+}

@@ -14,8 +14,9 @@ pub(super) const PART: &str = "vae";
 /// The file that errors name.
 pub(super) const CONFIG: &str = "vae/config.json";
 
-/// Pictures of more pixels than this are encoded and decoded in tiles.
-const WHOLE_PIXELS: usize = 1 << 20;
+/// Pictures of more pixels than this are encoded and decoded in tiles: a megapixel, and what the sizes that models are
+/// trained at have beyond it.
+const WHOLE_PIXELS: usize = (1 << 20) + (1 << 16);
 
 /// The least side of a tile in pixels, for models that were trained on small pictures.
 const LEAST_TILE: usize = 512;
@@ -58,6 +59,11 @@ impl LatentSpace {
     #[allow(dead_code, reason = "families that stand on this will ask")]
     pub(super) fn config(&self) -> &AutoencoderKlConfig {
         &self.config
+    }
+
+    /// Where its tensors are.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The autoencoder itself, for [`super::parts::load`] and its like.

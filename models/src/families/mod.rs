@@ -3,6 +3,7 @@
 mod card_file;
 mod clip;
 mod dit_memory;
+mod flux;
 mod flux2;
 mod guidance;
 mod latent_space;
@@ -57,7 +58,7 @@ struct Family {
 }
 
 /// All families. Adding one is a file here, its denoiser, and its line in this list.
-const FAMILIES: &[Family] = &[sd::FAMILY, sdxl::FAMILY, sd3::FAMILY, flux2::FAMILY, z_image::FAMILY];
+const FAMILIES: &[Family] = &[sd::FAMILY, sdxl::FAMILY, sd3::FAMILY, flux::FAMILY, flux2::FAMILY, z_image::FAMILY];
 
 /// The key of `model_index.json` that says what the model is.
 #[derive(Deserialize)]

@@ -1,8 +1,9 @@
 //! Between 8-bit pictures and masks, and the tensors of an autoencoder.
 
 use candle_core::{DType, Device, Tensor};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::F32x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::{Error, GrayImage, RenderSpec, Result, RgbImage};
 
@@ -24,26 +25,31 @@ pub(super) fn check_size(param: &'static str, (width, height): (u32, u32), spec:
 ///
 /// # Errors
 /// When the filter cannot be applied to pictures of these sides.
-#[allow(dead_code, reason = "for the families that follow")]
 pub(super) fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     if (image.width, image.height) == (width, height) {
         return Ok(image.clone());
     }
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
-    let pass = |image: &[u8], from: (u32, u32), to: (u32, u32)| {
-        let fault = |error: &dyn std::fmt::Display| Error::Unsupported(format!("a picture cannot be resized: {error}"));
-        let source = ImageRef::new(from.0, from.1, image, PixelType::U8x3).map_err(|e| fault(&e))?;
-        let mut target = Image::new(to.0, to.1, PixelType::U8x3);
-        Resizer::new().resize(&source, &mut target, &options).map_err(|e| fault(&e))?;
-        Ok::<_, Error>(target.into_vec())
-    };
-    // Pillow filters one way and then the other, and cuts off what is out of range in between, which shows at hard edges:
-    // columns first where the height shrinks by more than twice what the width does (since its version 13), else rows.
+    // Pillow filters one way and then the other, and rounds to bytes in between, which shows at hard edges: columns first
+    // where the height shrinks by more than twice what the width does (since its version 13), else rows.
     let (from, to) = ((image.width, image.height), (width, height));
     let shrinks = |from: u32, to: u32| i64::from(from) - i64::from(to);
     let (narrower, lower) = (shrinks(from.0, to.0), shrinks(from.1, to.1));
     let between = if lower > 0 && lower > 2 * narrower { (from.0, to.1) } else { (to.0, from.1) };
-    RgbImage::new(width, height, pass(&pass(&image.pixels, from, between)?, between, to)?)
+    let values = image.pixels.chunks_exact(3).map(|pixel| F32x3::new([pixel[0], pixel[1], pixel[2]].map(f32::from)));
+    let values = filter(&filter(&values.collect::<Vec<_>>(), from, between)?, between, to)?;
+    RgbImage::new(width, height, values.iter().flat_map(|pixel| pixel.0.map(|value| value as u8)).collect())
+}
+
+/// Pixels at other sides, each value a whole number in 0..=255: in f32, because the crate works on bytes in fewer bits
+/// than Pillow.
+fn filter(pixels: &[F32x3], from: (u32, u32), to: (u32, u32)) -> Result<Vec<F32x3>> {
+    let fault = |error: &dyn std::fmt::Display| Error::Unsupported(format!("a picture cannot be resized: {error}"));
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    let source = TypedImageRef::new(from.0, from.1, pixels).map_err(|error| fault(&error))?;
+    let mut target = TypedImage::new(to.0, to.1);
+    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|error| fault(&error))?;
+    let byte = |value: f32| value.round().clamp(0.0, 255.0);
+    Ok(target.pixels().iter().map(|pixel: &F32x3| F32x3::new(pixel.0.map(byte))).collect())
 }
 
 /// A mask in pixels, (1, 1, h, w) in f32: 1 where it is white enough to be painted anew, else 0.

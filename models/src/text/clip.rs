@@ -136,6 +136,12 @@ impl ClipText {
         })
     }
 
+    /// The same encoder, whose pooled state is not projected: transformers' `CLIPTextModel`, whatever the weights hold.
+    #[must_use]
+    pub fn without_projection(self) -> Self {
+        Self { projection: None, ..self }
+    }
+
     /// Transformer layers, which bounds how many can be skipped.
     pub fn layers(&self) -> usize {
         self.layers.len()

@@ -21,6 +21,9 @@ const PICTURE_PSNR: f64 = 45.0;
 /// The relative error that rounding leaves in latents, after a few steps of networks some ten layers deep.
 const LATENTS_ERROR: f64 = 1e-4;
 
+/// The same where a picture is looked at, of which a value half way between two bytes may become either when it is resized.
+const REFERENCE_ERROR: f64 = 1e-3;
+
 /// One picture and everything it depends on.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Case {
@@ -166,7 +169,8 @@ impl Cases {
             let Some((_, pipeline)) = &pipeline else { continue };
             let made = self.picture(case, pipeline.as_ref());
             let wanted = &latents[&case.file];
-            faults.error(format_args!("{} latents", case.file), relative_error(&made.1, wanted), LATENTS_ERROR);
+            let limit = if case.references.is_empty() { LATENTS_ERROR } else { REFERENCE_ERROR };
+            faults.error(format_args!("{} latents", case.file), relative_error(&made.1, wanted), limit);
             let psnr = self.psnr(case, &made.0);
             println!("{}: PSNR {psnr:.1} dB", case.file);
             faults.check(psnr >= PICTURE_PSNR, format_args!("{}: PSNR {psnr:.1} dB\n  {case:?}", case.file));

@@ -8,6 +8,8 @@ mod cases;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod flux;
+#[cfg(test)]
 mod flux2;
 #[cfg(test)]
 mod folders;

@@ -24,7 +24,9 @@ mod tests {
     use easel_kernels::with_plain_forms;
     use easel_models::Result;
     use easel_models::autoencoders::{AutoencoderKl, AutoencoderKlConfig};
-    use easel_models::denoisers::{Flux2, Flux2Config, Sd3, Sd3Config, UNet, UNetConfig, ZImage, ZImageConfig};
+    use easel_models::denoisers::{
+        Flux, Flux2, Flux2Config, FluxConfig, Sd3, Sd3Config, UNet, UNetConfig, ZImage, ZImageConfig,
+    };
     use easel_models::text::{ClipText, ClipTextConfig, Qwen3, Qwen3Config, T5Config, T5Encoder};
     use easel_models::weights::Tensors;
 
@@ -45,6 +47,7 @@ mod tests {
         Network { class: "AutoencoderKL", build: kl, unused: &[] },
         Network { class: "CLIPTextModel", build: clip, unused: &[] },
         Network { class: "CLIPTextModelWithProjection", build: clip, unused: &[] },
+        Network { class: "FluxTransformer2DModel", build: flux, unused: &[] },
         Network { class: "SD3Transformer2DModel", build: sd3, unused: &[] },
         Network { class: "T5EncoderModel", build: t5, unused: &[] },
         Network {
@@ -69,6 +72,10 @@ mod tests {
         let config: ClipTextConfig = serde_json::from_str(json).unwrap();
         config.check("config.json")?;
         ClipText::new(&config, weights).map(drop)
+    }
+
+    fn flux(json: &str, weights: &Tensors) -> Result<()> {
+        Flux::new(&FluxConfig::from_json("config.json", json)?, weights).map(drop)
     }
 
     fn sd3(json: &str, weights: &Tensors) -> Result<()> {
