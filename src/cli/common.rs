@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use clap::Args;
-use easel_models::Pipeline;
 use easel_models::families::{self, Placement};
-use easel_models::weights::Repository;
+use easel_models::weights::{HubOptions, Repository};
+use easel_models::{Loading, Pipeline};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
@@ -81,20 +81,25 @@ impl ModelFlags {
 /// How the names of single files end.
 const FILES: [&str; 2] = [".safetensors", ".gguf"];
 
-/// Reads `NAME=SOURCE`; a bare source is named after its last path component, without a file's ending.
+/// Reads `NAME=SOURCE`; a bare source is named after its last path component, or as on the hub, without a
+/// file's ending.
 pub(super) fn named_source(text: &str) -> Result<(String, String), String> {
-    let (name, source) = match text.split_once('=') {
+    // A name has no path in it, so the "=" of owner/name?variant=fp16 does not end one.
+    let (name, source) = match text.split_once('=').filter(|(name, _)| !name.contains(['/', '?'])) {
         Some((name, source)) => (name.to_owned(), source.to_owned()),
         None => {
             let trimmed = text.trim_end_matches('/');
-            let last = trimmed.rsplit('/').next().unwrap_or(trimmed);
+            let hub = Repository::hub_name(trimmed).filter(|_| !Path::new(trimmed).exists());
+            let last = hub.as_deref().unwrap_or_else(|| trimmed.rsplit('/').next().unwrap_or(trimmed));
             let name = FILES.iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last);
             (name.to_owned(), text.to_owned())
         }
     };
     if name.is_empty() || source.is_empty() {
         return Err(
-            "expected NAME=SOURCE, where SOURCE is a folder in the diffusers layout or a .safetensors file".into()
+            "expected NAME=SOURCE, where SOURCE is a folder in the diffusers layout, a .safetensors or .gguf file, or a name \
+             on the hub"
+                .into(),
         );
     }
     Ok((name, source))
@@ -102,14 +107,24 @@ pub(super) fn named_source(text: &str) -> Result<(String, String), String> {
 
 /// A model's source, opened but not loaded.
 pub(super) fn repository(name: &str, source: Option<&str>) -> Result<Repository, CliError> {
-    match source {
+    let repository = match source {
         None => Ok(Repository::builtin()),
-        Some(source) => {
-            let opened =
-                if Path::new(source).is_file() { Repository::open_file(source) } else { Repository::folder(source) };
-            opened.map_err(|source| CliError::Model { name: name.into(), source })
+        // What is on the disk comes first: a folder may be named as a repository on the hub.
+        Some(hub) if !Path::new(hub).exists() && Repository::hub_name(hub).is_some() => {
+            let options = HubOptions::from_env();
+            let bar = bytes_bar();
+            let file = Repository::hub_file(hub, &options, &|loading| show(&bar, loading));
+            bar.finish_and_clear();
+            match file {
+                Ok(Some(file)) => Repository::open_file(file),
+                Ok(None) => Repository::hub(hub, &options),
+                Err(error) => Err(error),
+            }
         }
-    }
+        Some(file) if Path::new(file).is_file() => Repository::open_file(file),
+        Some(folder) => Repository::folder(folder),
+    };
+    repository.map_err(|source| CliError::Model { name: name.into(), source })
 }
 
 /// Where models are placed. What their weights may take together is also what one of them may: a model that is larger
@@ -181,7 +196,10 @@ pub(super) fn load_model(
 ) -> Result<Arc<dyn Pipeline>, CliError> {
     let start = std::time::Instant::now();
     let pipeline = open(name, &repository(name, source)?, &placement(config)?)?;
-    pipeline.load(&|_| {}).map_err(|source| CliError::Model { name: name.into(), source })?;
+    let bar = bytes_bar();
+    let loaded = pipeline.load(&|loading| show(&bar, loading));
+    bar.finish_and_clear();
+    loaded.map_err(|source| CliError::Model { name: name.into(), source })?;
     let card = pipeline.card();
     let (family, parameters, dtype) = (&card.family, card.parameters, &card.dtype);
     tracing::info!(model = name, family, parameters, dtype, ms = milliseconds(start), "loaded");
@@ -206,6 +224,21 @@ pub(super) fn open(name: &str, repository: &Repository, placement: &Placement) -
 
 fn milliseconds(since: std::time::Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Moves a bar to what has come over the network.
+pub(super) fn show(bar: &ProgressBar, loading: Loading) {
+    if loading.fetching {
+        bar.set_length(loading.total);
+        bar.set_position(loading.done);
+    }
+}
+
+/// A bar for what comes over the network.
+pub(super) fn bytes_bar() -> ProgressBar {
+    // The template is ours; were it wrong, the plain bar would do.
+    let style = ProgressStyle::with_template("{bar:32} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} to go");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// A bar that counts `unit`s.

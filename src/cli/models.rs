@@ -1,6 +1,7 @@
 //! `easel models`: what can be used, and what is in a model's files.
 
 mod inspect;
+mod pull;
 
 use clap::{Args, Subcommand};
 use serde_json::Map;
@@ -22,6 +23,8 @@ enum Command {
         #[command(flatten)]
         flags: ModelFlags,
     },
+    /// Fetch a model from the hub before it is needed, with a progress bar; it goes on where it was cut.
+    Pull(pull::Pull),
     /// What is in a model: family, parts, types, files, defaults, and the memory that it takes. Its weights are not read.
     Inspect(inspect::Inspect),
 }
@@ -30,6 +33,7 @@ impl Models {
     pub(super) fn run(self) -> Result<(), CliError> {
         match self.command {
             Command::List { flags } => list(&flags),
+            Command::Pull(pull) => pull.run(),
             Command::Inspect(inspect) => inspect.run(),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use crate::weights::listening;
 use crate::{Loading, Part, Result};
 
 /// How the parts of one model share the memory: all of them at once, or in turn.
@@ -94,7 +95,7 @@ impl<T: Send + Sync + 'static> Lazy<T> {
 }
 
 /// A part, whatever it is: what [`load`] and its like go over.
-pub(super) trait AnyPart {
+pub(super) trait AnyPart: Sync {
     /// What it is made of.
     fn info(&self) -> &Part;
     /// Loads it.
@@ -142,7 +143,7 @@ pub(super) fn load(parts: &[&dyn AnyPart], progress: &dyn Fn(Loading)) -> Result
     let mut done = 0;
     for part in &parts[..count] {
         progress(Loading { done, total, fetching: false });
-        part.load()?;
+        listening(progress, || part.load())?;
         done += part.info().bytes;
     }
     progress(Loading { done, total, fetching: false });

@@ -11,21 +11,22 @@ use candle_core::{DType, Device};
 use easel_kernels::Mapped;
 use serde::de::DeserializeOwned;
 
+use super::hub::{self, Hub, HubOptions};
 use super::tensors::{Blanks, TensorSource};
-use super::{Tensors, builtin, safetensors};
-use crate::{Error, Part, Result};
+use super::{Tensors, builtin, fetching, part_files, safetensors};
+use crate::{Error, Loading, Part, Result};
 
 /// What a folder of the diffusers layout is recognised by: the list of the model's parts.
 pub const MODEL_INDEX: &str = "model_index.json";
 
-/// The bytes of one file: mapped from the disk, part of the program, or made up for a model that has none.
+/// The bytes of one file: mapped from the disk, part of the program, or in memory.
 #[derive(Clone)]
 pub enum Bytes {
     /// A file on the disk. It is mapped, so that weights larger than the memory left can be read tensor by tensor.
     Mapped(Arc<Mapped>),
     /// A file inside the program.
     Static(&'static [u8]),
-    /// A file that was made up.
+    /// A file that was made up, or the beginning of one that is elsewhere.
     Owned(Arc<[u8]>),
 }
 
@@ -41,6 +42,33 @@ impl Deref for Bytes {
     }
 }
 
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+/// The beginning of a file, and how long the file is.
+pub(super) struct Beginning {
+    /// As many bytes as were asked for, at least, or all.
+    pub(super) bytes: Bytes,
+    /// The bytes of the whole file.
+    pub(super) size: u64,
+}
+
+impl Beginning {
+    /// The beginning that is the whole file.
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        let size = bytes.len() as u64;
+        Self { bytes, size }
+    }
+
+    /// Whether nothing is left to read.
+    pub(super) fn is_whole(&self) -> bool {
+        self.bytes.len() as u64 == self.size
+    }
+}
+
 /// Where the files of a model are kept. Names are relative to the model's root, with `/` between their parts.
 pub(super) trait Files: Send + Sync {
     /// The file of this name; `None` when there is none.
@@ -53,6 +81,29 @@ pub(super) trait Files: Send + Sync {
     fn weights(&self, part: &str) -> Result<Option<Arc<dyn TensorSource>>> {
         let _ = part;
         Ok(None)
+    }
+
+    /// The first bytes of the file of this name, `length` at least if it has as many; `None` when there is none. Where the
+    /// file is not on this machine, it is not fetched.
+    fn beginning(&self, name: &str, length: u64) -> Result<Option<Beginning>> {
+        let _ = length;
+        Ok(self.open(name)?.map(Beginning::whole))
+    }
+
+    /// Brings those of these files to this machine that are not here yet.
+    fn fetch(&self, names: &[String], progress: &dyn Fn(Loading)) -> Result<()> {
+        let _ = (names, progress);
+        Ok(())
+    }
+
+    /// Why a file may be missing here that the model has; `None` where all of its files are known.
+    fn incomplete(&self) -> Option<String> {
+        None
+    }
+
+    /// The variant of the weights that is asked for, such as `fp16`.
+    fn variant(&self) -> Option<&str> {
+        None
     }
 }
 
@@ -104,6 +155,35 @@ impl Repository {
         Ok(repository)
     }
 
+    /// What a model from the hub is called for short: the repository's name without its owner, or the file's without its
+    /// ending. `None` where `source` is no name on the hub; where it is, it may be a path on the disk all the same.
+    pub fn hub_name(source: &str) -> Option<String> {
+        hub::short_name(source)
+    }
+
+    /// The single file that `source` names on the hub (`owner/name/file.safetensors`, `owner/name:file.gguf` or
+    /// `owner/name@revision:file.gguf`), fetched into the cache; `None` where it names a whole repository. Calls `progress`
+    /// with the bytes that have arrived.
+    ///
+    /// # Errors
+    /// As [`Repository::hub`]; and when there is no such file, it is a pickle, or the disk is full.
+    pub fn hub_file(source: &str, options: &HubOptions, progress: &dyn Fn(Loading)) -> Result<Option<PathBuf>> {
+        hub::single_file(source, options, progress)
+    }
+
+    /// The model on the hub that `source` names: `owner/name`, `owner/name@revision`, and for another variant of the weights
+    /// `owner/name?variant=fp16`. Its configuration is fetched as it is read, its weights when they are needed or by
+    /// [`Repository::fetch`].
+    ///
+    /// # Errors
+    /// When there is no such repository or revision, or it may not be read, or it is not in the cache and the hub is out of
+    /// reach: says which, and what to do.
+    pub fn hub(source: &str, options: &HubOptions) -> Result<Self> {
+        let hub = Hub::open(source, options)?;
+        hub.check_layout()?;
+        Ok(Self::new(hub))
+    }
+
     /// The model that ships inside the program.
     pub fn builtin() -> Self {
         Self::new(Embedded { files: builtin::FILES })
@@ -125,7 +205,46 @@ impl Repository {
     /// # Errors
     /// When it is missing or cannot be read.
     pub fn bytes(&self, name: &str) -> Result<Bytes> {
-        self.try_bytes(name)?.ok_or_else(|| Error::file(name, "is missing"))
+        self.try_bytes(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// The error about a file that is not there.
+    fn missing(&self, name: &str) -> Error {
+        Error::file(name, self.incomplete().unwrap_or_else(|| "is missing".to_owned()))
+    }
+
+    /// Why a file may be missing here that the model has; `None` where all of its files are known.
+    pub(super) fn incomplete(&self) -> Option<String> {
+        self.files.incomplete()
+    }
+
+    /// The variant of the weights that is asked for.
+    pub(super) fn variant(&self) -> Option<&str> {
+        self.files.variant()
+    }
+
+    /// The first bytes of the file called `name`, which is not fetched for it.
+    pub(super) fn beginning(&self, name: &str, length: u64) -> Result<Beginning> {
+        if !stays_inside(name) {
+            return Err(Error::file(name, "is not a name inside the model's folder"));
+        }
+        self.files.beginning(name, length)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// Brings the weights of these parts to this machine, where they are not here yet; other files are fetched when they are
+    /// needed, and so are weights without this. Calls `progress` with the bytes that have arrived.
+    ///
+    /// # Errors
+    /// When a part has no weights that can be read, the hub does not hand them out, or the disk is full: says which, and what
+    /// to do.
+    pub fn fetch(&self, parts: &[&str], progress: &dyn Fn(Loading)) -> Result<()> {
+        let mut files = Vec::new();
+        for part in parts {
+            if self.files.weights(part)?.is_none() {
+                files.extend(part_files::files(self, part)?);
+            }
+        }
+        self.files.fetch(&files, progress)
     }
 
     /// The text file called `name`.
@@ -169,6 +288,9 @@ impl Repository {
     /// # Errors
     /// When there are none that can be read: names the file, and for a pickle how to convert it.
     pub fn tensors(&self, part: &str, dtype: DType, device: &Device) -> Result<Tensors> {
+        if !self.blank {
+            self.fetch(&[part], &fetching::report)?;
+        }
         let source = self.weights(part)?;
         let source = if self.blank { Arc::new(Blanks(source)) } else { source };
         Ok(Tensors::new(source, dtype, device))
@@ -178,24 +300,30 @@ impl Repository {
     fn weights(&self, part: &str) -> Result<Arc<dyn TensorSource>> {
         match self.files.weights(part)? {
             Some(source) => Ok(source),
-            None => Ok(Arc::new(safetensors::open(self, part)?)),
+            None => part_files::open(self, part),
         }
     }
 
-    /// What a part is made of, by its files' headers; loaded, each value takes `value_bytes`. Whole numbers, such as
-    /// stored positions, are not counted.
+    /// What a part is made of, by its files' headers; loaded, each value takes `value_bytes`, unless it stays in the few bits
+    /// that it is stored in. Whole numbers, such as stored positions, are not counted.
     ///
     /// # Errors
     /// As [`Repository::tensors`].
     pub fn part(&self, part: &str, value_bytes: u64) -> Result<Part> {
         let source = self.weights(part)?;
-        let (mut parameters, mut stored) = (0, BTreeSet::new());
-        for info in source.keys().iter().filter_map(|key| source.info(key)).filter(|info| info.fractional) {
-            parameters += info.shape.iter().product::<usize>() as u64;
+        let (mut parameters, mut bytes, mut stored) = (0, 0, BTreeSet::new());
+        for key in source.keys() {
+            let Some(info) = source.info(&key).filter(|info| info.fractional) else { continue };
+            let values = info.shape.iter().product::<usize>() as u64;
+            parameters += values;
+            // Tables are looked up in, so they are spread out; the layers that keep few bits are products.
+            let table =
+                ["shared.weight", "embed_tokens.weight", "embedding.weight"].iter().any(|end| key.ends_with(end));
+            bytes += info.kept_bytes().filter(|_| !table).unwrap_or(values * value_bytes);
             stored.insert(info.dtype);
         }
         let stored = stored.into_iter().collect();
-        Ok(Part { name: part.to_owned(), parameters, stored, bytes: parameters * value_bytes })
+        Ok(Part { name: part.to_owned(), parameters, stored, bytes })
     }
 }
 

@@ -3,40 +3,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use easel_kernels::Mapped;
+use easel_kernels::{Float8, Quantized, QuantizedFormat, QuantizedScale};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
-use super::repository::{Bytes, Repository};
+use super::deferred::Deferred;
+use super::repository::Repository;
 use super::tensors::{TensorInfo, TensorSource};
 use crate::{Error, Result};
-
-/// The names that weights have in a part's folder: those that diffusers writes, then those that transformers writes,
-/// and the half-precision variant of each where it is the only one that was downloaded.
-const SINGLE: [&str; 4] = [
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "model.fp16.safetensors",
-];
-
-/// The indices of weights in several files, in the same order.
-const INDEX: [&str; 4] = [
-    "diffusion_pytorch_model.safetensors.index.json",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors.index.fp16.json",
-    "model.safetensors.index.fp16.json",
-];
-
-/// The part of an index that is of use: which file holds which tensor.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
 
 /// Whether a file's name says that it is a pickle, or a zip of pickles, of PyTorch.
 pub(super) fn is_pickle(name: &str) -> bool {
@@ -54,67 +31,89 @@ pub(super) fn refuse_pickle(file: &str) -> Error {
     )
 }
 
-/// Opens the weights in the folder `part`.
-pub(super) fn open(repository: &Repository, part: &str) -> Result<SafetensorsSource> {
-    for (single, index) in SINGLE.iter().zip(INDEX) {
-        let single = format!("{part}/{single}");
-        if let Some(bytes) = repository.try_bytes(&single)? {
-            return SafetensorsSource::single(single, bytes);
-        }
-        let index = format!("{part}/{index}");
-        if let Some(map) = repository.try_json::<Index>(&index)? {
-            return SafetensorsSource::sharded(repository, part, index, &map);
-        }
-    }
-    if let Some(pickle) = repository.list(part)?.iter().find(|name| is_pickle(name)) {
-        return Err(refuse_pickle(&format!("{part}/{pickle}")));
-    }
-    Err(Error::file(
-        part,
-        format_args!("has no weights; one of these is expected: {}", [SINGLE, INDEX].concat().join(", ")),
-    ))
-}
+/// The first bytes that are asked for of a file that is not here: most headers fit into them.
+const FIRST: u64 = 256 << 10;
+/// The longest header that the format allows.
+const LONGEST: u64 = 100_000_000;
 
-/// Opens a file of weights anywhere on the disk; `name` is what errors call it.
-pub(super) fn open_file(path: &Path, name: String) -> Result<SafetensorsSource> {
-    let mapped = Mapped::open(path).map_err(|error| Error::file(path.display().to_string(), error))?;
-    SafetensorsSource::single(name, Bytes::Mapped(Arc::new(mapped)))
+/// The types of stored values.
+enum Kind {
+    /// One that candle computes with.
+    Usual(DType),
+    /// One of a byte, which stays so where a layer can keep it.
+    Byte(Float8),
 }
 
 /// One file, its header read and checked.
 struct Shard {
-    file: String,
-    bytes: Bytes,
+    bytes: Deferred,
     header: Metadata,
     /// Where the tensors' bytes begin.
     data: usize,
 }
 
 impl Shard {
-    fn new(file: String, bytes: Bytes) -> Result<Self> {
+    fn new(repository: &Repository, file: String) -> Result<Self> {
+        let wrong = |error: &dyn std::fmt::Display| {
+            Error::file(file.as_str(), format_args!("is no whole safetensors file: {error}"))
+        };
+        let mut beginning = repository.beginning(&file, FIRST)?;
         // A clone made without Git LFS has small text files in the weights' place.
-        if bytes.starts_with(b"version https://git-lfs") {
+        if beginning.bytes.starts_with(b"version https://git-lfs") {
             return Err(Error::file(
                 file,
                 "is a pointer of Git LFS instead of the weights; fetch them with git lfs pull",
             ));
         }
-        let (header_bytes, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|error| Error::file(file.as_str(), format_args!("is no whole safetensors file: {error}")))?;
-        Ok(Self { file, bytes, header, data: size_of::<u64>() + header_bytes })
+        let (header_bytes, header) = if beginning.is_whole() {
+            SafeTensors::read_metadata(&beginning.bytes).map_err(|error| wrong(&error))?
+        } else {
+            let length = beginning.bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+            let end = 8 + length.min(LONGEST);
+            if beginning.bytes.len() as u64 <= end {
+                beginning = repository.beginning(&file, end)?;
+            }
+            let text = beginning.bytes.get(8..end as usize).ok_or_else(|| wrong(&"its header is cut"))?;
+            let header: Metadata = serde_json::from_slice(text).map_err(|error| wrong(&error))?;
+            let last =
+                header.offset_keys().last().and_then(|key| header.info(key)).map_or(0, |info| info.data_offsets.1);
+            if beginning.size.checked_sub(end) != Some(last as u64) {
+                return Err(wrong(&format_args!("it has {} bytes, which its header does not tell of", beginning.size)));
+            }
+            (length as usize, header)
+        };
+        Ok(Self { bytes: Deferred::new(repository, file, beginning), header, data: size_of::<u64>() + header_bytes })
     }
 
     /// The type of a tensor, if it can be computed with.
-    fn dtype(&self, key: &str, stored: Dtype) -> Result<DType> {
-        DType::try_from(stored).map_err(|_| {
-            self.error(key, format_args!("has the type {stored:?}, which cannot be read; F32, F16 and BF16 can"))
-        })
+    fn dtype(&self, key: &str, stored: Dtype) -> Result<Kind> {
+        match stored {
+            Dtype::F8_E4M3 => Ok(Kind::Byte(Float8::E4M3)),
+            Dtype::F8_E5M2 => Ok(Kind::Byte(Float8::E5M2)),
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::I64 | Dtype::I32 | Dtype::U8 => {
+                Ok(Kind::Usual(DType::try_from(stored)?))
+            }
+            _ => {
+                let possible = "F32, F16, BF16, F8_E4M3 and F8_E5M2 can";
+                Err(self.error(key, format_args!("has the type {stored:?}, which cannot be read; {possible}")))
+            }
+        }
     }
 
-    /// A tensor, or some of its rows.
+    /// A tensor of one byte a value, with the scale that another tensor holds; `None` when it has another type.
+    fn bytes(&self, key: &str, scale: QuantizedScale) -> Result<Option<Quantized>> {
+        let Some(info) = self.header.info(key) else { return Ok(None) };
+        let Kind::Byte(format) = self.dtype(key, info.dtype)? else { return Ok(None) };
+        let (start, end) = info.data_offsets;
+        let bytes = self.bytes.shared(key, self.data + start..self.data + end)?;
+        let stored = Quantized::new(QuantizedFormat::F8(format), bytes, scale, info.shape.clone());
+        stored.map(Some).map_err(|error| self.error(key, error))
+    }
+
+    /// A tensor that candle knows the type of, or some of its rows.
     fn tensor(&self, key: &str, rows: Option<Range<usize>>) -> Result<Option<Tensor>> {
         let Some(info) = self.header.info(key) else { return Ok(None) };
-        let dtype = self.dtype(key, info.dtype)?;
+        let Kind::Usual(dtype) = self.dtype(key, info.dtype)? else { return Ok(None) };
         let (mut start, mut end) = info.data_offsets;
         let mut shape = info.shape.clone();
         if let Some(rows) = rows {
@@ -126,14 +125,17 @@ impl Shard {
             (start, end) = (start + rows.start * row, start + rows.end * row);
         }
         // The header was checked against the file's length; this keeps a mistake there from being a panic here.
-        let bytes = self.bytes.get(self.data + start..self.data + end);
-        let bytes = bytes.ok_or_else(|| self.error(key, "lies outside of the file"))?;
-        let tensor = Tensor::from_raw_buffer(bytes, dtype, &shape, &Device::Cpu);
+        let bytes = self.bytes.shared(key, self.data + start..self.data + end)?;
+        let tensor = Tensor::from_raw_buffer(bytes.as_ref(), dtype, &shape, &Device::Cpu);
         tensor.map(Some).map_err(|error| self.error(key, error))
     }
 
+    fn has_bytes(&self, key: &str) -> bool {
+        self.header.info(key).is_some_and(|info| matches!(info.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2))
+    }
+
     fn error(&self, key: &str, message: impl std::fmt::Display) -> Error {
-        Error::file(self.file.as_str(), format_args!("{key}: {message}"))
+        Error::file(self.bytes.file(), format_args!("{key}: {message}"))
     }
 }
 
@@ -147,13 +149,42 @@ pub(super) struct SafetensorsSource {
 }
 
 impl SafetensorsSource {
-    fn single(name: String, bytes: Bytes) -> Result<Self> {
-        let shard = Shard::new(name.clone(), bytes)?;
+    pub(super) fn single(repository: &Repository, name: String) -> Result<Self> {
+        let shard = Shard::new(repository, name.clone())?;
         let keys = shard.header.offset_keys().into_iter().map(|key| (key, 0)).collect();
         Ok(Self { name, shards: vec![shard], keys })
     }
 
-    fn sharded(repository: &Repository, part: &str, name: String, index: &Index) -> Result<Self> {
+    fn shard(&self, key: &str) -> Option<&Shard> {
+        self.keys.get(key).map(|&at| &self.shards[at])
+    }
+
+    /// What the values of a tensor in fp8 are multiplied by. ComfyUI's files have it as `scale_weight`, those of most other
+    /// tools as `weight_scale`; files that were only cast have none. (Scales of a layer's input, which are there too, are for
+    /// products in fp8.)
+    fn scale(&self, key: &str) -> Result<QuantizedScale> {
+        let scaled = key.strip_suffix("weight").map(|layer| format!("{layer}scale_weight"));
+        let names = scaled.into_iter().chain([format!("{key}_scale"), format!("{key}_scale_inv")]);
+        let Some(name) = names.into_iter().find(|name| self.keys.contains_key(name)) else {
+            return Ok(QuantizedScale::None);
+        };
+        let (Some(scale), Some(info)) = (self.tensor(&name)?, self.info(key)) else { return Ok(QuantizedScale::None) };
+        let values: Vec<f32> = scale.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        match values.as_slice() {
+            [scale] => Ok(QuantizedScale::Whole(*scale)),
+            _ if info.shape.first() == Some(&values.len()) => Ok(QuantizedScale::Rows(values)),
+            _ => Err(Error::file(
+                self.name.as_str(),
+                format_args!(
+                    "{name} has shape {:?}, but {key} has {:?}; one scale, or one for each row, can be read",
+                    scale.dims(),
+                    info.shape
+                ),
+            )),
+        }
+    }
+
+    pub(super) fn sharded(repository: &Repository, part: &str, name: String, index: &Index) -> Result<Self> {
         let mut shards: Vec<Shard> = Vec::new();
         let mut opened: HashMap<&str, usize> = HashMap::new();
         let mut keys = HashMap::new();
@@ -178,6 +209,12 @@ impl SafetensorsSource {
     }
 }
 
+/// The part of an index that is of use: which file holds which tensor.
+#[derive(Deserialize)]
+pub(super) struct Index {
+    pub(super) weight_map: BTreeMap<String, String>,
+}
+
 /// Opens a file that an index names. The name comes with the model, so it must be that of a file beside the index.
 fn open_shard(repository: &Repository, part: &str, index: &str, key: &str, file: &str) -> Result<Shard> {
     if is_pickle(file) {
@@ -192,19 +229,38 @@ fn open_shard(repository: &Repository, part: &str, index: &str, key: &str, file:
         ));
     }
     let path = format!("{part}/{file}");
-    let bytes = repository
-        .try_bytes(&path)?
-        .ok_or_else(|| Error::file(path.as_str(), format_args!("is missing; {index} says that it holds {key}")))?;
-    Shard::new(path, bytes)
+    if !repository.list(part)?.contains(file) {
+        let reason = repository.incomplete().unwrap_or_else(|| "is missing".to_owned());
+        return Err(Error::file(path.as_str(), format_args!("{reason}; {index} says that it holds {key}")));
+    }
+    Shard::new(repository, path)
 }
 
 impl TensorSource for SafetensorsSource {
     fn tensor(&self, key: &str) -> Result<Option<Tensor>> {
-        self.keys.get(key).map_or(Ok(None), |&at| self.shards[at].tensor(key, None))
+        let Some(shard) = self.shard(key) else { return Ok(None) };
+        match self.quantized(key)? {
+            Some(stored) => Ok(Some(stored.dequantize()?)),
+            None => shard.tensor(key, None),
+        }
     }
 
     fn rows(&self, key: &str, rows: Range<usize>) -> Result<Option<Tensor>> {
-        self.keys.get(key).map_or(Ok(None), |&at| self.shards[at].tensor(key, Some(rows)))
+        let Some(shard) = self.shard(key) else { return Ok(None) };
+        match self.quantized(key)? {
+            Some(stored) => {
+                let rows = stored.narrow_rows(rows.start, rows.len()).map_err(|error| shard.error(key, error))?;
+                Ok(Some(rows.dequantize()?))
+            }
+            None => shard.tensor(key, Some(rows)),
+        }
+    }
+
+    fn quantized(&self, key: &str) -> Result<Option<Quantized>> {
+        match self.shard(key) {
+            Some(shard) if shard.has_bytes(key) => shard.bytes(key, self.scale(key)?),
+            _ => Ok(None),
+        }
     }
 
     fn blank(&self, key: &str) -> Result<Option<Tensor>> {
@@ -352,14 +408,58 @@ mod tests {
 
     #[test]
     fn a_type_that_cannot_be_computed_with_is_told_by_key() {
-        let json = r#"{"a":{"dtype":"F8_E5M2","shape":[2],"data_offsets":[0,2]}}"#;
+        let json = r#"{"a":{"dtype":"F8_E8M0","shape":[2],"data_offsets":[0,2]}}"#;
         let file = [&(json.len() as u64).to_le_bytes(), json.as_bytes(), &[0, 0]].concat();
         let dir = folder(&[("model.safetensors", &file)]);
         let tensors = Repository::folder(dir.path()).unwrap().tensors("unet", DType::F32, &Device::Cpu).unwrap();
         let message = tensors.get("a", &[2]).unwrap_err().to_string();
         assert_eq!(
             message,
-            "unet/model.safetensors: a: has the type F8_E5M2, which cannot be read; F32, F16 and BF16 can"
+            "unet/model.safetensors: a: has the type F8_E8M0, which cannot be read; F32, F16, BF16, F8_E4M3 and F8_E5M2 can"
         );
+    }
+
+    #[test]
+    fn weights_in_fp8_have_the_scale_that_is_beside_them_and_stay_in_fp8() {
+        // 1.0 in E4M3, and scales as each tool names and shapes them.
+        let scales = [
+            ("a.scale_weight", vec![], vec![0.5]),
+            ("a.scale_input", vec![], vec![9.0]),
+            ("b.weight_scale", vec![2, 1], vec![2.0, 4.0]),
+            ("d.weight_scale", vec![3], vec![1.0; 3]),
+        ];
+        let mut tensors = Vec::new();
+        for layer in ["a", "b", "c", "d"] {
+            tensors.push((format!("{layer}.weight"), "F8_E4M3", vec![2, 2], vec![0x38_u8; 4]));
+        }
+        for (name, shape, values) in scales {
+            let bytes = values.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
+            tensors.push((name.to_owned(), "F32", shape, bytes));
+        }
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for (name, dtype, shape, bytes) in tensors {
+            let start = data.len();
+            data.extend(bytes);
+            header
+                .insert(name, serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]}));
+        }
+        let header = serde_json::Value::Object(header).to_string();
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+        let dir = folder(&[("model.safetensors", &file)]);
+        let repository = Repository::folder(dir.path()).unwrap();
+        let weights = repository.tensors("unet", DType::F32, &Device::Cpu).unwrap();
+        let x = Tensor::new(&[[1_f32, 1.0]], &Device::Cpu).unwrap();
+        for (layer, expected) in [("a", [1.0, 1.0]), ("b", [4.0, 8.0]), ("c", [2.0, 2.0])] {
+            let layer = crate::weights::linear_no_bias(&weights.pp(layer), 2, 2).unwrap();
+            assert_eq!(layer.forward(&x).unwrap().to_vec2::<f32>().unwrap(), [expected]);
+        }
+        assert!(weights.try_quantized("a.weight", 2, 2).unwrap().is_some());
+        let wrong = weights.get("d.weight", &[2, 2]).unwrap_err().to_string();
+        assert!(
+            wrong.starts_with("unet/model.safetensors: d.weight_scale has shape [3], but d.weight has [2, 2]"),
+            "{wrong}"
+        );
+        // Four matrices of a byte a value, and eight scales that are loaded as any tensor.
+        assert_eq!(repository.part("unet", 4).unwrap().bytes, 16 + 7 * 4);
     }
 }

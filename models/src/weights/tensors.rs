@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use easel_kernels::Quantized;
+use easel_kernels::{Float8, Quantized, QuantizedFormat};
 
+use super::gguf;
 use crate::{Error, Result};
 
 /// What a file says of one of its tensors before the values are read.
@@ -19,6 +20,21 @@ pub struct TensorInfo {
     pub dtype: String,
     /// Whether it holds weights, rather than whole numbers such as positions.
     pub fractional: bool,
+}
+
+impl TensorInfo {
+    /// The bytes that it takes in a layer's memory, if it is a matrix in few bits, which stays as it is stored.
+    pub(super) fn kept_bytes(&self) -> Option<u64> {
+        let format = match self.dtype.as_str() {
+            "F8_E4M3" => QuantizedFormat::F8(Float8::E4M3),
+            "F8_E5M2" => QuantizedFormat::F8(Float8::E5M2),
+            blocks => QuantizedFormat::Ggml(gguf::blocks(blocks)?),
+        };
+        match *self.shape.as_slice() {
+            [rows, columns] | [rows, columns, 1, 1] => Some((rows * format.row_bytes(columns)?) as u64),
+            _ => None,
+        }
+    }
 }
 
 /// Where tensors come from: a file, several shards, or memory.

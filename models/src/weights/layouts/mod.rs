@@ -125,6 +125,30 @@ fn block<'a>(name: &'a str, blocks: &str) -> Option<(usize, &'a str)> {
     Some((number.parse().ok()?, rest))
 }
 
+/// The tensors of a denoiser or text encoder under diffusers' names, whichever names its file has.
+///
+/// GGUF files are made from the files of the models' authors, also those that are put beside a `config.json` of diffusers.
+pub(super) fn diffusers(source: Arc<dyn TensorSource>) -> Arc<dyn TensorSource> {
+    for prefix in ["", "model.diffusion_model."] {
+        let has = |key: &str| source.contains(&format!("{prefix}{key}"));
+        let layout = if has("single_stream_modulation.lin.weight") {
+            flux2(&*source, prefix)
+        } else if has("layers.0.attention.qkv.weight") {
+            z_image(&*source, prefix)
+        } else if has("double_blocks.0.img_attn.norm.key_norm.scale") {
+            flux(&*source, prefix)
+        } else if has("joint_blocks.0.context_block.adaLN_modulation.1.weight") {
+            sd3(&*source, prefix)
+        } else if has("input_blocks.0.0.weight") {
+            ldm_unet(&*source, prefix)
+        } else {
+            continue;
+        };
+        return Arc::new(LaidOut::new(source, layout));
+    }
+    source
+}
+
 /// A part whose tensors are in a file of another layout.
 pub(super) struct LaidOut {
     source: Arc<dyn TensorSource>,

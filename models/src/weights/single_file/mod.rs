@@ -21,23 +21,10 @@ use recipes::{Part, Recipe, merged, recognise};
 use tokenizers::Tokenizer;
 
 use super::layouts::LaidOut;
+use super::part_files;
 use super::repository::{Bytes, Files, Folder, MODEL_INDEX, Repository};
-use super::safetensors;
 use super::tensors::TensorSource;
 use crate::{Error, Result};
-
-/// Opens the tensors of a file, whatever its format.
-fn open_tensors(path: &Path) -> Result<Arc<dyn TensorSource>> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if safetensors::is_pickle(&name) {
-        return Err(safetensors::refuse_pickle(&name));
-    }
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    match extension.as_str() {
-        "safetensors" | "sft" => Ok(Arc::new(safetensors::open_file(path, name)?)),
-        _ => Err(Error::file(name, "is of no kind that easel reads; a .safetensors file is expected")),
-    }
-}
 
 /// A folder beside the file, for the names that start with one of `parts`; for all names where there are none.
 struct Overlay {
@@ -83,7 +70,7 @@ impl SingleFile {
     /// Names the file and what is wrong: it cannot be read, is no model that easel knows, or lacks a part that is not
     /// beside it either.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let source = open_tensors(path)?;
+        let source = part_files::open_file(path)?;
         let beside = Beside::new(path);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let Recipe { class, index, scheduler, parts } = recognise(&source, &name)?;
@@ -126,7 +113,7 @@ impl SingleFile {
             None if self.has_any(folder)? => return Ok(true),
             None => match beside.file(role) {
                 Some(path) => {
-                    let other = open_tensors(&path)?;
+                    let other = part_files::open_file(&path)?;
                     let layout = role.find(&*other).ok_or_else(|| {
                         Error::file(path.display().to_string(), format_args!("does not hold a {}", role.what()))
                     })?;
@@ -221,8 +208,8 @@ impl Files for SingleFile {
 }
 
 impl Repository {
-    /// The model in one file: a checkpoint of Stable Diffusion 1, 2, XL or 3, of FLUX.1 or FLUX.2 klein, or of Z-Image, in
-    /// the names of the code that it was trained with, in ComfyUI's or in diffusers'.
+    /// The model in one file, safetensors or GGUF: a checkpoint of Stable Diffusion 1, 2, XL or 3, of FLUX.1 or FLUX.2 klein,
+    /// or of Z-Image, in the names of the code that it was trained with, in ComfyUI's or in diffusers'.
     ///
     /// What the file does not hold is taken from beside it: text encoders and autoencoder from the files and folders that
     /// they are usually kept in, configurations and tokenizers from a folder of the file's name.
