@@ -82,7 +82,7 @@ mod tests {
             assert_eq!(size(given, multiple).unwrap(), expected, "{given:?}");
         }
         assert_eq!(size((64, 64), 64).unwrap(), (1024, 1024));
-        assert_eq!(size((64, 128), 64).unwrap(), (640, 1536));
+        assert_eq!(size((64, 128), 64).unwrap(), (704, 1408));
         let error = size((15, 400), 16).unwrap_err().to_string();
         assert_eq!(error, "references: it is 15x400; sides of at least 16 pixels are needed");
     }
