@@ -266,6 +266,14 @@ fn a_revision_is_a_branch_a_tag_or_a_commit() {
 }
 
 #[test]
+fn a_repository_is_found_under_its_former_name() {
+    let (hub, cache) = (StandIn::serve(model()), cache());
+    let repository = open("former/name", &options(&hub, &cache)).unwrap();
+    assert!(repository.text("unet/config.json").unwrap().contains("sizes"));
+    assert_eq!(weights(&repository).unwrap(), ramp(75_000));
+}
+
+#[test]
 fn a_variant_is_read_where_it_is_asked_for_or_the_only_one() {
     let (hub, cache) = (StandIn::serve(model()), cache());
     let repository = open("owner/name?variant=fp16", &options(&hub, &cache)).unwrap();

@@ -202,6 +202,9 @@ impl State {
             return plain(status, &format!("X-Error-Code: {code}\r\n"));
         }
         drop(mischief);
+        if path.contains("/former/name/") {
+            return plain(307, &format!("Location: {}\r\n", path.replace("/former/name/", "/owner/name/")));
+        }
         if let Some(revision) = path.strip_prefix("/api/models/owner/name/revision/") {
             if !["main", "refs%2Fpr%2F1", COMMIT].contains(&revision) {
                 return plain(404, "X-Error-Code: RevisionNotFound\r\n");

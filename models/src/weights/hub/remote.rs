@@ -20,8 +20,8 @@ use super::name::{self, HubName};
 use super::{HubOptions, cache::RepoCache};
 use crate::{Error, Result};
 
-/// Redirects within the hub, from a former name of a repository for instance, that are followed.
-const RELATIVE_REDIRECTS: usize = 5;
+/// Redirects within the hub that are followed.
+const REDIRECTS: usize = 5;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(15);
 /// The longest pause that a server may ask for.
@@ -274,17 +274,18 @@ impl Remote {
     /// Asks what a file is. The hub says so on its own answer, also where that is a redirect to a store.
     async fn head(&self, commit: &str, file: &str) -> Result<FileInfo, Failure> {
         let mut url = self.url(commit, file)?;
-        for _ in 0..=RELATIVE_REDIRECTS {
+        for _ in 0..=REDIRECTS {
             let request = self.still.request(Method::HEAD, url.clone()).headers(self.headers());
             let response = request.send().await.map_err(|error| Failure::network(&error))?;
             let (status, headers) = (response.status(), response.headers());
             let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+            // A redirect within the hub, from a repository's former name, tells nothing of the file; one to a store does.
             if status.is_redirection()
-                && let Some(location) = text(LOCATION.as_str())
-                && location.starts_with('/')
-                && !location.starts_with("//")
+                && text("x-linked-etag").is_none()
+                && let Some(next) = text(LOCATION.as_str()).and_then(|location| url.join(location).ok())
+                && next.origin() == url.origin()
             {
-                url = url.join(location).map_err(|error| Failure::Lasting(error.to_string()))?;
+                url = next;
                 continue;
             }
             if !status.is_success() && !status.is_redirection() {
