@@ -96,7 +96,10 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let latents = LatentSpace::new(repository, vae_config, vae_part, &turns, placement);
     let text = {
         let (repository, placement) = (repository.clone(), placement.clone());
-        move || Qwen3::new(&text_config, &repository.tensors("text_encoder", placement.dtype, &placement.device)?)
+        move || {
+            let weights = repository.tensors("text_encoder", placement.dtype, &placement.device)?;
+            Qwen3::up_to(&text_config, &weights, LAYERS[LAYERS.len() - 1])
+        }
     };
     let transformer = {
         let (repository, config, placement) = (repository.clone(), config.clone(), placement.clone());

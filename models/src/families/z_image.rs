@@ -84,7 +84,10 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let latents = LatentSpace::new(repository, vae_config, vae_part, &turns, placement);
     let text = {
         let (repository, config, placement) = (repository.clone(), text_config.clone(), placement.clone());
-        move || Qwen3::new(&config, &repository.tensors("text_encoder", placement.dtype, &placement.device)?)
+        move || {
+            let weights = repository.tensors("text_encoder", placement.dtype, &placement.device)?;
+            Qwen3::up_to(&config, &weights, last_state(&config))
+        }
     };
     let transformer = {
         let (repository, config, placement) = (repository.clone(), config.clone(), placement.clone());
@@ -124,6 +127,11 @@ fn check_parts(
     let (largest, vocabulary) = (tokenizer.largest_id(), text.vocab_size);
     let message = format!("has ids up to {largest}, but {TEXT} has vocab_size {vocabulary}");
     check((largest as usize) < vocabulary, tokenizer.file(), message)
+}
+
+/// The hidden state that conditions the transformer: the last but one.
+fn last_state(text: &Qwen3Config) -> usize {
+    text.num_hidden_layers - 1
 }
 
 /// What the schedule of a picture depends on.
@@ -242,8 +250,8 @@ impl Pipeline for ZImageModel {
         let ids: Vec<u32> = ids.into_iter().zip(mask).filter(|(_, shown)| *shown != 0).map(|(id, _)| id).collect();
         let length = ids.len();
         let ids = Tensor::from_vec(ids, (1, length), &self.placement.device)?;
-        let last_but_one = self.text_config.num_hidden_layers - 1;
-        let states = self.text.with(|text| text.hidden_states(&ids, None, &[last_but_one]))?;
+        let state = last_state(&self.text_config);
+        let states = self.text.with(|text| text.hidden_states(&ids, None, &[state]))?;
         let states = Tensor::cat(&states, 2)?.squeeze(0)?;
         Ok(Conditioning { states, pooled: None, mask: None, tokens: count, truncated })
     }

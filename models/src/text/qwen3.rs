@@ -191,7 +191,8 @@ pub struct Qwen3 {
     config: Qwen3Config,
     tokens: Tensor,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    /// Behind the last layer, where that is there.
+    norm: Option<RmsNorm>,
 }
 
 impl Qwen3 {
@@ -200,15 +201,24 @@ impl Qwen3 {
     /// # Errors
     /// Names the file, the key and the shape of a tensor that is missing or does not fit the configuration.
     pub fn new(config: &Qwen3Config, weights: &Tensors) -> Result<Self> {
+        Self::up_to(config, weights, config.num_hidden_layers)
+    }
+
+    /// [`Self::new`] of the first `last` layers: those behind the last hidden state that is asked for need no memory.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn up_to(config: &Qwen3Config, weights: &Tensors, last: usize) -> Result<Self> {
         let width = config.hidden_size;
+        let whole = last >= config.num_hidden_layers;
         let model = if weights.contains("embed_tokens.weight") { weights } else { &weights.pp("model") };
         let layers = model.pp("layers");
         Ok(Self {
             tokens: model.pp("embed_tokens").get("weight", &[config.vocab_size, width])?,
-            layers: (0..config.num_hidden_layers)
+            layers: (0..last.min(config.num_hidden_layers))
                 .map(|at| Layer::new(config, &layers.pp(at)))
                 .collect::<Result<_>>()?,
-            norm: rms_norm(&model.pp("norm"), width, config.rms_norm_eps)?,
+            norm: whole.then(|| rms_norm(&model.pp("norm"), width, config.rms_norm_eps)).transpose()?,
             config: config.clone(),
         })
     }
@@ -237,7 +247,10 @@ impl Qwen3 {
         states[0] = Some(hidden.clone());
         for (at, layer) in self.layers[..last].iter().enumerate() {
             hidden = layer.forward(&hidden, &positions, &mask)?;
-            states[at + 1] = Some(if at + 1 == count { self.norm.forward(&hidden)? } else { hidden.clone() });
+            states[at + 1] = Some(match &self.norm {
+                Some(norm) if at + 1 == count => norm.forward(&hidden)?,
+                _ => hidden.clone(),
+            });
         }
         Ok(wanted.iter().filter_map(|&at| states[at].clone()).collect())
     }
@@ -405,6 +418,12 @@ mod tests {
         assert!(distance(&all[3], &all[2]) > 0.1);
         let error = qwen.hidden_states(&ids, None, &[4]).unwrap_err().to_string();
         assert_eq!(error, "the hidden state 4 was asked of a text encoder of 3 layers");
+
+        // Without the last layer there is none of its states, and the others are the same.
+        let weights = view(weights_for(|weights| Qwen3::new(&config(), weights)));
+        let short = Qwen3::up_to(&config(), &weights, 2).unwrap();
+        assert_eq!(numbers(&short.hidden_states(&ids, None, &[2]).unwrap()[0]), numbers(&all[2]));
+        assert!(short.hidden_states(&ids, None, &[3]).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use easel_models::families::{Placement, open};
+use easel_models::families::{Placement, check, open};
 use easel_models::samplers::SamplingSpec;
 use easel_models::text::{QwenTokenizer, Thinking};
 use easel_models::weights::Repository;
@@ -81,6 +81,14 @@ impl Cases {
         let folder = folder.into();
         let cases = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
         Self { folder, cases }
+    }
+
+    /// A tiny pipeline whose parts do not fit into memory together, so that they are placed in turn.
+    pub(crate) fn cramped(&self, model: &str) -> Arc<dyn Pipeline> {
+        let placement = Placement { memory: Some(1), ..Placement::CPU };
+        let repository = Repository::folder(self.folder.join(model)).unwrap();
+        check(&repository).unwrap();
+        open(&repository, &placement, model).unwrap()
     }
 
     /// A tiny pipeline, in this type.

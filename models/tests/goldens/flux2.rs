@@ -30,6 +30,23 @@ fn flux_2_klein_computes_in_half_precision() {
 }
 
 #[test]
+fn unfinished_latents_of_flux_2_klein_can_be_shown() {
+    let cases = cases();
+    let case = cases.cases.iter().find(|case| case.model == "distilled").unwrap();
+    let pipeline = cases.pipeline("distilled", DType::F32);
+    let shown = pipeline.preview(cases.begin(case, pipeline.as_ref()).latents()).unwrap();
+    assert_eq!((shown.width, shown.height), (case.width / 16, case.height / 16));
+}
+
+#[test]
 fn flux_2_kleins_tokenizer_gives_transformers_ids_in_its_chat_template() {
     cases().chats();
+}
+
+#[test]
+fn flux_2_klein_makes_the_same_picture_with_its_parts_in_turn() {
+    let cases = cases();
+    let case = cases.cases.iter().find(|case| case.model == "distilled" && !case.references.is_empty()).unwrap();
+    let (picture, _) = cases.picture(case, cases.cramped("distilled").as_ref());
+    assert!(cases.psnr(case, &picture) > 45.0);
 }

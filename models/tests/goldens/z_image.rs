@@ -32,3 +32,11 @@ fn z_image_computes_in_half_precision() {
 fn qwens_tokenizer_gives_transformers_ids_in_its_chat_template() {
     cases().chats();
 }
+
+#[test]
+fn z_image_makes_the_same_picture_with_its_parts_in_turn() {
+    let cases = cases();
+    let case = cases.cases.iter().find(|case| case.model == "turbo" && case.mask).unwrap();
+    let (picture, _) = cases.picture(case, cases.cramped("turbo").as_ref());
+    assert!(cases.psnr(case, &picture) > 45.0);
+}
