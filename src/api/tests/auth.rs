@@ -29,6 +29,7 @@ async fn every_route_is_protected_unless_it_is_listed_as_open() {
         "/files/1.AA/job_x/0.png",
         "/page/page.css",
         "/page/page.js",
+        "/page/picture.js",
         "/page/docs.css",
         "/page/docs.js",
     ];

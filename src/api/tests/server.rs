@@ -220,7 +220,9 @@ async fn what_a_model_cannot_do_with_pictures_is_not_advertised_and_refused_by_n
     let able = server.get("/v1/models/quick").await.json()["abilities"].take();
     assert_eq!((&able["image_to_image"], &able["inpaint"], &able["edit"]), (&json!(true), &json!(true), &json!(false)));
     let model = server.get("/v1/models/drawer").await.json();
-    for (ability, field) in [("image_to_image", "image"), ("inpaint", "mask"), ("edit", "reference_images")] {
+    for (ability, field, able) in
+        [("image_to_image", "image", "quick"), ("inpaint", "mask", "quick"), ("edit", "reference_images", "editor")]
+    {
         assert_eq!(model["abilities"][ability], false);
         let mut body = json!({"model": "drawer", "prompt": "x", "image": picture});
         body[field] = json!([picture]);
@@ -229,7 +231,7 @@ async fn what_a_model_cannot_do_with_pictures_is_not_advertised_and_refused_by_n
         }
         let reply = server.post("/v1/jobs", &body).await;
         assert_eq!(reply.error(), (400, "unsupported_parameter".into(), Some(field.into())));
-        assert!(reply.text().contains("quick"), "{}", reply.text());
+        assert!(reply.text().contains(able), "{}", reply.text());
     }
 }
 
