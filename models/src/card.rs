@@ -92,8 +92,14 @@ pub enum Fit {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is one independent yes or no of the public model list")]
 pub struct Abilities {
-    /// `negative_prompt` has an effect (at guidance above 1).
+    /// `negative_prompt` has an effect (at guidance above 1, or above 0 where `guided_from_zero`).
     pub negative_prompt: bool,
+    /// Guidance is counted from 0 instead of 1 (Z-Image).
+    #[serde(default)]
+    pub guided_from_zero: bool,
+    /// `guidance` has no effect: the model was distilled to need none (FLUX.1 schnell).
+    #[serde(default)]
+    pub fixed_guidance: bool,
     /// `clip_skip` has an effect.
     pub clip_skip: bool,
     /// `image` with `strength`.

@@ -135,15 +135,20 @@ impl Resolver {
         let prompt = asked.prompt.take().ok_or_else(|| RequestError::Missing { param: fields::PROMPT.name.into() })?;
         bounded_text(fields::PROMPT.name, &prompt, limits.max_prompt_chars)?;
 
-        let guidance = number(&fields::GUIDANCE, asked.guidance)?.unwrap_or(card.guidance);
+        let asked_guidance = number(&fields::GUIDANCE, asked.guidance)?;
+        if asked_guidance.is_some() && card.abilities.fixed_guidance {
+            warnings.push(format!("`guidance` has no effect: {model} was distilled to need none"));
+        }
+        let guidance = asked_guidance.unwrap_or(card.guidance);
         let negative_prompt = asked.negative_prompt.take();
         if let Some(negative) = negative_prompt.as_deref().filter(|text| !text.is_empty()) {
             bounded_text(fields::NEGATIVE_PROMPT.name, negative, limits.max_prompt_chars)?;
             if !card.abilities.negative_prompt {
                 return Err(unsupported(fields::NEGATIVE_PROMPT.name, model, "has no negative prompt"));
             }
-            if guidance <= 1.0 && !card.abilities.true_guidance {
-                warnings.push(format!("`negative_prompt` has no effect at guidance {guidance}; it has above 1"));
+            let from = if card.abilities.guided_from_zero { 0.0 } else { 1.0 };
+            if guidance <= from && !card.abilities.true_guidance {
+                warnings.push(format!("`negative_prompt` has no effect at guidance {guidance}; it has above {from}"));
             }
         }
         let true_guidance = number(&fields::TRUE_GUIDANCE, asked.true_guidance)?;

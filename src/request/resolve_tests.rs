@@ -265,7 +265,25 @@ fn all_layers_of_the_models_text_encoder_can_be_skipped_and_no_more() {
 #[test]
 fn a_negative_prompt_without_guidance_is_warned_of() {
     let (_, warnings) = ask(|r| (r.negative_prompt, r.guidance) = (Some("blurry".into()), Some(1.0))).unwrap();
-    assert_eq!(warnings.len(), 1);
+    assert_eq!(warnings, ["`negative_prompt` has no effect at guidance 1; it has above 1"]);
+}
+
+#[test]
+fn guidance_is_counted_as_the_model_counts_it_and_never_ignored_in_silence() {
+    let asked = |abilities: Abilities, guidance| {
+        let models = vec![("it".into(), ModelCard { abilities, ..card(any(), Fit::Exact) })];
+        let resolver = Resolver::new(models, Limits::default(), &ModelsConfig::default()).unwrap();
+        let negative_prompt = abilities.negative_prompt.then(|| "blurry".to_owned());
+        let prompt = Some("a red circle".to_owned());
+        let request = GenerationRequest { prompt, negative_prompt, guidance, ..GenerationRequest::default() };
+        resolver.resolve(request).unwrap().1
+    };
+    let from_zero = Abilities { negative_prompt: true, guided_from_zero: true, ..Abilities::default() };
+    assert!(asked(from_zero, Some(0.5)).is_empty());
+    assert_eq!(asked(from_zero, Some(0.0)), ["`negative_prompt` has no effect at guidance 0; it has above 0"]);
+    let fixed = Abilities { fixed_guidance: true, ..Abilities::default() };
+    assert_eq!(asked(fixed, Some(3.5)), ["`guidance` has no effect: it was distilled to need none"]);
+    assert!(asked(fixed, None).is_empty());
 }
 
 #[test]

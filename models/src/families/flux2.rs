@@ -182,6 +182,7 @@ fn card(distilled: bool, multiple: u32, schedulers: &Schedulers) -> ModelCard {
         abilities: Abilities {
             // A distilled model has no second prompt to be guided from.
             negative_prompt: !distilled,
+            fixed_guidance: distilled,
             inpaint: true,
             edit: true,
             ..Abilities::default()

@@ -159,7 +159,13 @@ fn card(config: &ZImageConfig, vae: &AutoencoderKlConfig, schedulers: &Scheduler
         guidance: if turbo { TURBO_GUIDANCE } else { GUIDANCE },
         sampler,
         samplers,
-        abilities: Abilities { negative_prompt: true, image_to_image: true, inpaint: true, ..Abilities::default() },
+        abilities: Abilities {
+            negative_prompt: true,
+            guided_from_zero: true,
+            image_to_image: true,
+            inpaint: true,
+            ..Abilities::default()
+        },
         context_tokens: CONTEXT,
         clip_layers: 0,
         parameters: 0,

@@ -150,6 +150,7 @@ pub(super) fn card(class: &str, config: &FluxConfig, vae: &AutoencoderKlConfig, 
         samplers,
         abilities: Abilities {
             negative_prompt: task != Task::Fill,
+            fixed_guidance: !config.guidance_embeds,
             true_guidance: task != Task::Fill,
             image_to_image: task == Task::Draw,
             inpaint: task != Task::Edit,
