@@ -129,7 +129,7 @@ fields! {
     MASK = field("mask", &["mask_image", "mask_url"], Kind::Picture,
         "Which part of `image` is painted anew: white is, black is kept. Brought to the picture's size.");
     STRENGTH = field("strength", &["denoising_strength"], Kind::Number { min: 0.0, max: 1.0 },
-        "How much of `image` is drawn anew: 0 leaves it as it is, 1 keeps nothing of it.");
+        "How much of `image` is drawn anew: a little keeps most of it, 1 keeps nothing.");
     IMAGE_STRENGTH = field("image_strength", &[], Kind::Number { min: 0.0, max: 1.0 },
         "How much of `image` stays, as Stability counts: 1 - `strength`.");
     OUTPUT_FORMAT = field("output_format", &[], Kind::OneOf(&["png", "jpeg", "webp"]), "The files' format.");

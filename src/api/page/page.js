@@ -137,7 +137,7 @@ function showSize() {
   const { width, height } = model().defaults;
   for (const [id, native] of [["width", width], ["height", height]]) {
     $(id).value = hasPicture() ? "" : native;
-    $(id).placeholder = hasPicture() ? "as the picture" : "";
+    $(id).placeholder = hasPicture() ? "auto" : "";
   }
 }
 
