@@ -40,8 +40,10 @@ impl Models {
 }
 
 /// Bytes for people.
-fn gib(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+fn amount(bytes: u64) -> String {
+    const MIB: f64 = (1 << 20) as f64;
+    let mib = bytes as f64 / MIB;
+    if mib < 1000.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
 /// A model's source, by its configured name or as it is given.
@@ -64,7 +66,7 @@ fn list(flags: &ModelFlags) -> Result<(), CliError> {
         // One that cannot be opened is a line of the list, too.
         match repository(name, source).and_then(|repository| open(name, &repository, &placement)) {
             Ok(model) => {
-                let (card, weights) = (model.card(), gib(model.weight_bytes()));
+                let (card, weights) = (model.card(), amount(model.weight_bytes()));
                 println!("{name:<24} {:<10} {:>14} {weights:>10}  {shown}{mark}", card.family, card.parameters);
             }
             Err(error) => println!("{name:<24} cannot be opened: {error}{mark}"),

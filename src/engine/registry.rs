@@ -413,7 +413,15 @@ impl Engine {
                 (model.asked, model.starting) = (None, false);
                 model.dismissed = model.held();
             }
-            ModelCommand::Unpin => model.pinned = false,
+            ModelCommand::Unpin => {
+                model.pinned = false;
+                // Others that found no room beside it may find it now.
+                for other in &mut self.models {
+                    if let State::Failed(WorkError::OutOfMemory(_), _) = other.state {
+                        other.state = State::Unloaded;
+                    }
+                }
+            }
             ModelCommand::Load | ModelCommand::Pin => {
                 model.pinned |= command == ModelCommand::Pin;
                 model.dismissed = false;

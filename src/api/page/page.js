@@ -232,6 +232,12 @@ function step(event) {
       progress(0, ahead ? `waiting, ${ahead} ahead${seconds(job.eta_ms)}` : `waiting${seconds(job.eta_ms)}`);
       break;
     }
+    case "loading": {
+      const { model, done, total, fetching } = event.data.loading;
+      const share = total ? `, ${Math.round((100 * done) / total)} %` : "";
+      progress(job.progress || 0, `${fetching ? "fetching" : "loading"} ${model}${share}`);
+      break;
+    }
     case "started":
       progress(0, "starting");
       break;

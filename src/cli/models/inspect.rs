@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::Map;
 
 use super::super::common::{CliError, ModelFlags, open, placement, repository};
-use super::{gib, source};
+use super::{amount, source};
 use crate::engine::MemoryWatch;
 
 /// Pictures of the batches whose memory is told.
@@ -205,7 +205,7 @@ fn load(model: &Arc<dyn Pipeline>, device: &Device, memory: &Memory) -> easel_mo
 fn text(report: &Report) -> String {
     let mut lines = vec![format!("{:<18} {:>14} {:<12} {:>10}  files", "part", "parameters", "stored as", "loaded")];
     for PartReport { part, files } in &report.parts {
-        let (stored, loaded) = (part.stored.join(", "), gib(part.bytes));
+        let (stored, loaded) = (part.stored.join(", "), amount(part.bytes));
         lines.push(format!(
             "{:<18} {:>14} {stored:<12} {loaded:>10}  {}",
             part.name,
@@ -221,11 +221,12 @@ fn text(report: &Report) -> String {
     let defaults =
         format!("{}, {} steps, guidance {}, {}", report.native, report.steps, report.guidance, report.sampler);
     let weights = if *in_turn {
-        format!("{}, the largest part: loaded in turn, as {} do not fit", gib(*weights), gib(*all_parts))
+        format!("{}, the largest part: loaded in turn, as {} do not fit", amount(*weights), amount(*all_parts))
     } else {
-        gib(*weights)
+        amount(*weights)
     };
-    let batches: Vec<String> = batches.iter().map(|batch| format!("{} {}", batch.pictures, gib(batch.bytes))).collect();
+    let batches: Vec<String> =
+        batches.iter().map(|batch| format!("{} {}", batch.pictures, amount(batch.bytes))).collect();
     let mut row_of = |name: &str, value: String| lines.push(format!("{name:<18} {value}"));
     row_of("", String::new());
     row_of("family", report.family.clone());
@@ -236,18 +237,18 @@ fn text(report: &Report) -> String {
     row_of("samplers", report.samplers.join(", "));
     row_of("prompt", format!("{} tokens at most", report.context_tokens));
     row_of("weights", weights);
-    row_of("a picture", format!("{rows_a_picture} rows of {}, and {} to decode it", gib(*row), gib(*decode)));
+    row_of("a picture", format!("{rows_a_picture} rows of {}, and {} to decode it", amount(*row), amount(*decode)));
     row_of("peak, by pictures", batches.join(", "));
     if let Some(seen) = &report.seen {
         let loading = format!(
             "{} after {:.1} s, at most {} while loading; {} predicted",
-            gib(seen.weights),
+            amount(seen.weights),
             seen.load_seconds,
-            gib(seen.peak_loading),
-            gib(report.memory.weights)
+            amount(seen.peak_loading),
+            amount(report.memory.weights)
         );
         row_of("weights seen", loading);
-        row_of("one picture seen", format!("{}; {} predicted", gib(seen.peak), gib(seen.predicted)));
+        row_of("one picture seen", format!("{}; {} predicted", amount(seen.peak), amount(seen.predicted)));
     }
     if !report.description.is_empty() {
         lines.push(report.description.clone());
