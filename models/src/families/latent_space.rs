@@ -56,7 +56,6 @@ impl LatentSpace {
     }
 
     /// The autoencoder's configuration.
-    #[allow(dead_code, reason = "families that stand on this will ask")]
     pub(super) fn config(&self) -> &AutoencoderKlConfig {
         &self.config
     }
