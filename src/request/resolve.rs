@@ -14,6 +14,9 @@ use super::{
 };
 use crate::config::{Limits, ModelsConfig};
 
+/// Pixels a side that a token of most flow models stands for.
+const TOKEN_PIXELS: usize = 16;
+
 /// Checks requests and fills in their defaults. Clones share one table.
 #[derive(Debug, Clone)]
 pub struct Resolver {
@@ -225,8 +228,12 @@ impl Resolver {
             user: asked.user,
         };
         number(&fields::GUIDANCE_RESCALE, resolved.sampling.guidance_rescale)?;
-        // What the numbers may be is the sampler's to say; asked here, so that a request that cannot be is no job.
-        Plan::new(&resolved.sampling_spec(), &card.scheduler, PlanContext::default())
+        // What the numbers may be is the sampler's to say; asked here, so that a request that cannot be is no job. How many
+        // tokens a picture has is the family's to say, and moves a flow's sigmas, but it forbids none.
+        let Size { width, height } = resolved.rendered;
+        let tokens = (width as usize / TOKEN_PIXELS * (height as usize / TOKEN_PIXELS)).max(1);
+        let context = PlanContext { image_tokens: Some(tokens), ..PlanContext::default() };
+        Plan::new(&resolved.sampling_spec(), &card.scheduler, context)
             .map_err(|error| RequestError::Sampling { param: error.param.into(), message: error.message })?;
         Ok((resolved, warnings))
     }

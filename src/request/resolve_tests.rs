@@ -344,3 +344,18 @@ fn solver_options_are_checked_by_the_sampler_before_there_is_a_job() {
     assert_eq!(steps.unwrap_err().param(), "steps");
     assert_eq!(with("euler", sigmas(&[1.0, 3.0, 0.0])).unwrap_err().param(), "sigmas");
 }
+
+#[test]
+fn a_flow_model_whose_schedule_shifts_with_the_picture_is_asked_for_any_size() {
+    let json = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true, "base_shift": 0.5,
+        "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}"#;
+    let scheduler = easel_models::samplers::SchedulerConfig::from_json(json).unwrap();
+    let (sampler, samplers) = ("flow_euler".to_owned(), vec!["flow_euler".to_owned()]);
+    let flow = ModelCard { scheduler, sampler, samplers, ..card(any(), Fit::Exact) };
+    let resolver = Resolver::new(vec![("flow".into(), flow)], Limits::default(), &ModelsConfig::default()).unwrap();
+    for side in [64, 512] {
+        let size = SizeAsked::Exact(Size { width: side, height: 64 });
+        let request = GenerationRequest { prompt: Some("a cat".into()), size, ..GenerationRequest::default() };
+        assert_eq!(resolver.resolve(request).unwrap().0.width, side);
+    }
+}
