@@ -299,6 +299,7 @@ pub(super) fn z_image(shapes: &Shapes) -> Result<Value> {
         "n_kv_heads": shapes.side("layers.0.attention.to_k.weight", 0)? / head.max(1),
         "qk_norm": shapes.has(norm),
         "cap_feat_dim": shapes.side("cap_embedder.1.weight", 1)?,
+        "axes_lens": [1536, 512, 512],
     }))
 }
 
