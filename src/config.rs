@@ -75,7 +75,7 @@ impl Default for ServerConfig {
 pub struct ModelsConfig {
     /// The model of requests that name none.
     pub default: Option<String>,
-    /// Name to source: a folder in the diffusers layout or a .safetensors file.
+    /// Name to source: a folder in the diffusers layout, a .safetensors or .gguf file, or a name on the hub.
     pub sources: BTreeMap<String, String>,
     /// Further names of models.
     pub aliases: BTreeMap<String, String>,

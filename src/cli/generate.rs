@@ -22,7 +22,7 @@ pub(super) struct Generate {
     /// The file to write; its ending (.png, .jpeg, .webp) chooses the format. Several pictures are numbered.
     #[arg(short, long, value_name = "FILE", default_value = "easel.png")]
     output: PathBuf,
-    /// A configured model's name, a folder in the diffusers layout or a .safetensors file.
+    /// A configured model's name, a folder in the diffusers layout, a .safetensors or .gguf file, or a name on the hub.
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
     /// What to stay away from.

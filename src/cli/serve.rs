@@ -33,7 +33,7 @@ const LAST_REPLIES: Duration = Duration::from_secs(2);
 /// `easel serve`
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Serve a model: a folder in the diffusers layout or a .safetensors file. May be given several times; the first one given is the default
+    /// Serve a model: a folder in the diffusers layout, a .safetensors or .gguf file, or a name on the hub. May be given several times; the first one given is the default
     /// model. The model inside the binary is served too, as `easel-mini`.
     #[arg(long = "model", value_name = "NAME=SOURCE", value_parser = named_source)]
     models: Vec<(String, String)>,

@@ -163,6 +163,9 @@ fn context(tokens: usize, steps: usize) -> PlanContext {
     PlanContext { image_tokens: None, mu: Some(mu), unit_sigmas: true }
 }
 
+/// Pictures that a request may have it look at: diffusers sets no bound, the model's authors offer four.
+const MOST_REFERENCES: usize = 4;
+
 /// The card that the configurations alone give.
 fn card(distilled: bool, multiple: u32, schedulers: &Schedulers) -> ModelCard {
     let (sampler, samplers, description) = schedulers.describe();
@@ -185,6 +188,7 @@ fn card(distilled: bool, multiple: u32, schedulers: &Schedulers) -> ModelCard {
             fixed_guidance: distilled,
             inpaint: true,
             edit: true,
+            references: MOST_REFERENCES,
             ..Abilities::default()
         },
         context_tokens: CONTEXT,

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Tensor};
 use easel_kernels::{LayerNorm, Linear, attention, causal_mask, gelu, gelu_tanh, quick_gelu};
 use serde::Deserialize;
 
-use crate::weights::Tensors;
+use crate::weights::{Tensors, linear, linear_no_bias};
 use crate::{Error, Result};
 
 /// The end mark that a mistaken configuration of CLIP's names; it means the largest id of the sequence.
@@ -123,7 +123,11 @@ impl ClipText {
             if weights.contains("embeddings.token_embedding.weight") { weights } else { &weights.pp("text_model") };
         let embeddings = model.pp("embeddings");
         let layers = model.pp("encoder.layers");
-        let projection = weights.try_get("text_projection.weight", &[config.projection_dim, width])?;
+        let projection = weights.pp("text_projection");
+        let projection = projection
+            .contains("weight")
+            .then(|| linear_no_bias(&projection, width, config.projection_dim))
+            .transpose()?;
         Ok(Self {
             tokens: embeddings.pp("token_embedding").get("weight", &[vocab_size, width])?,
             positions: embeddings.pp("position_embedding").get("weight", &[length, width])?,
@@ -131,7 +135,7 @@ impl ClipText {
                 .map(|at| Layer::new(config, &layers.pp(at)))
                 .collect::<Result<_>>()?,
             norm: layer_norm(config, &model.pp("final_layer_norm"))?,
-            projection: projection.map(|weight| Linear::new(weight, None)).transpose()?,
+            projection,
             end: config.eos_token_id,
         })
     }
@@ -266,10 +270,6 @@ impl Layer {
         };
         Ok((x + self.fc2.forward(&inner)?)?)
     }
-}
-
-fn linear(weights: &Tensors, input: usize, output: usize) -> Result<Linear> {
-    Ok(Linear::new(weights.get("weight", &[output, input])?, Some(weights.get("bias", &[output])?))?)
 }
 
 fn layer_norm(config: &ClipTextConfig, weights: &Tensors) -> Result<LayerNorm> {

@@ -17,7 +17,7 @@ use crate::telemetry;
 /// `easel bench samplers`
 #[derive(Debug, Args)]
 pub(super) struct Samplers {
-    /// A configured model's name, a folder in the diffusers layout or a .safetensors file; without it, the model inside the binary.
+    /// A configured model's name, a folder in the diffusers layout, a .safetensors or .gguf file, or a name on the hub; without it, the model inside the binary.
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
     /// A file with one prompt a line.
