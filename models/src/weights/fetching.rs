@@ -6,19 +6,23 @@
 use std::cell::RefCell;
 use std::sync::mpsc::{Sender, channel};
 
+use easel_kernels::{plain_forms, with_plain_forms};
+
 use crate::Loading;
 
 thread_local! {
     static LISTENER: RefCell<Option<Sender<Loading>>> = const { RefCell::new(None) };
 }
 
-/// Runs `work`, which may fetch files, on a thread of its own, and calls `progress` with what has arrived meanwhile.
+/// Runs `work`, which may fetch files, on a thread of its own, and calls `progress` with what has arrived meanwhile. Where
+/// the plain forms of operations are forced on this thread, they are for the work.
 pub(crate) fn listening<T: Send>(progress: &dyn Fn(Loading), work: impl FnOnce() -> T + Send) -> T {
     let (sender, receiver) = channel();
+    let plain = plain_forms();
     std::thread::scope(|scope| {
         let worker = scope.spawn(move || {
             LISTENER.set(Some(sender));
-            let result = work();
+            let result = if plain { with_plain_forms(work) } else { work() };
             // The channel closes with its last sender, and then nobody waits for more.
             LISTENER.set(None);
             result
@@ -53,5 +57,12 @@ mod tests {
             3
         });
         assert_eq!((result, heard.into_inner()), (3, vec![1, 2]));
+    }
+
+    #[test]
+    fn plain_forms_stay_forced_for_the_work() {
+        // A check of a model's headers would otherwise take the memory of all its weights.
+        assert!(with_plain_forms(|| listening(&|_| {}, plain_forms)));
+        assert_eq!(listening(&|_| {}, plain_forms), plain_forms());
     }
 }
