@@ -368,6 +368,13 @@ FULL = {
     "sd2": [("sd21/unet", *U), ("sd15/vae", *V), ("sd21/text_encoder", "open_clip " + OPEN_H, OPEN_H)],
     "sdxl": [("sdxl/unet", *U), ("sdxl/vae", *V), ("sd15/text_encoder", "clip", "conditioner.embedders.0.transformer."),
              ("sdxl/text_encoder_2", "open_clip " + OPEN_G, OPEN_G)],
+    "z-image-turbo": [("z-image-turbo/transformer", "z_image", "model.diffusion_model."), ("z-image-turbo/vae", "ldm_vae", "vae."),
+                      ("z-image-turbo/text_encoder", "qwen3", PREFIX["qwen3"])],
+    "flux2-klein-4b": [("flux2-klein-4b/transformer", "flux2", "model.diffusion_model."), ("flux2-klein-4b/vae", "flux2_vae", "vae."),
+                       ("z-image-turbo/text_encoder", "qwen3", PREFIX["qwen3"])],
+    **{name: [(f"{name}/transformer", "flux", "model.diffusion_model."), ("flux-schnell/vae", "ldm_vae", "vae."),
+              ("sd15/text_encoder", "clip", PREFIX["clip"]), ("sd3-medium/text_encoder_3", "t5", PREFIX["t5"])]
+       for name in ("flux-dev", "flux-schnell", "flux-fill")},
     **{name: [(f"{name}/transformer", "sd3", "model.diffusion_model."), ("sd3-medium/vae", *V),
               ("sd3-medium/text_encoder", "clip", PREFIX["clip"]), ("sd3-medium/text_encoder_2", "clip_g", PREFIX["clip_g"]),
               ("sd3-medium/text_encoder_3", "t5", PREFIX["t5"])] for name in ("sd3-medium", "sd35-medium", "sd35-large")},

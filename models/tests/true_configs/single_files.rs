@@ -129,6 +129,18 @@ const FULL: &[(&str, &[(&str, &str)])] = &[
     ),
     ("sd35-medium", &[("transformer", "sd35-medium/transformer")]),
     ("sd35-large", &[("transformer", "sd35-large/transformer")]),
+    (
+        "z-image-turbo",
+        &[
+            ("transformer", "z-image-turbo/transformer"),
+            ("vae", "z-image-turbo/vae"),
+            ("text_encoder", "z-image-turbo/text_encoder"),
+        ],
+    ),
+    ("flux2-klein-4b", &[("transformer", "flux2-klein-4b/transformer"), ("vae", "flux2-klein-4b/vae")]),
+    ("flux-dev", &[("transformer", "flux-dev/transformer"), ("vae", "flux-schnell/vae")]),
+    ("flux-schnell", &[("transformer", "flux-schnell/transformer")]),
+    ("flux-fill", &[("transformer", "flux-fill/transformer")]),
 ];
 
 /// A list with one value everywhere as that value, which configurations may have instead.
@@ -372,7 +384,7 @@ fn a_file_that_is_no_model_is_refused_by_what_it_is() {
     let dir = tempfile::tempdir().unwrap();
     for (name, told) in [
         ("model.ckpt", "is a pickle"),
-        ("model.onnx", "a .safetensors file is expected"),
+        ("model.onnx", "a .safetensors or .gguf file is expected"),
         ("model.safetensors", "is no whole"),
     ] {
         fs::write(dir.path().join(name), b"\x80\x02").unwrap();
