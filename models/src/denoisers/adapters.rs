@@ -5,6 +5,7 @@
 //! with different adapters and nothing has to be merged or undone.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use easel_kernels::Linear;
@@ -23,12 +24,31 @@ pub struct LowRank {
     pub scale: f64,
 }
 
-/// The side paths of one model call, by the projection they hang on.
+/// Side paths by the projection they hang on.
+type Paths = HashMap<usize, Vec<LowRank>>;
+
+/// The side paths of one model call: the same for all rows, or each row's own.
 ///
-/// Made by [`AdapterPoints::adapters`]; the default has none. All rows of a call share them.
+/// Made by [`AdapterPoints::adapters`]; the default has none.
 #[derive(Clone, Default)]
 pub struct Adapters {
-    paths: HashMap<usize, Vec<LowRank>>,
+    shared: Arc<Paths>,
+    /// What each row has; empty where all share the same.
+    rows: Vec<Arc<Paths>>,
+}
+
+impl Adapters {
+    /// The paths of a call whose row i has what `rows[i]` has, so that requests with different adapters, and with none,
+    /// share a model call.
+    ///
+    /// # Errors
+    /// When one of them has rows of its own already.
+    pub fn by_row(rows: &[Self]) -> Result<Self> {
+        if rows.iter().any(|row| !row.rows.is_empty()) {
+            return Err(Error::Unsupported("a row's adapters cannot have rows of their own".to_owned()));
+        }
+        Ok(Self { shared: Arc::default(), rows: rows.iter().map(|row| Arc::clone(&row.shared)).collect() })
+    }
 }
 
 /// The projections of a network that can carry side paths, by their names in diffusers' layout.
@@ -61,7 +81,7 @@ impl AdapterPoints {
     /// # Errors
     /// When there is no such projection, or a path does not fit its sizes.
     pub fn adapters(&self, paths: impl IntoIterator<Item = (String, LowRank)>) -> Result<Adapters> {
-        let mut adapters = Adapters::default();
+        let mut bound = Paths::new();
         for (name, path) in paths {
             let Some(point) = self.points.get(&name) else {
                 return Err(Error::Unsupported(format!("an adapter names {name}, which the network does not have")));
@@ -77,9 +97,9 @@ impl AdapterPoints {
                     point.outputs
                 )));
             }
-            adapters.paths.entry(point.slot).or_default().push(path);
+            bound.entry(point.slot).or_default().push(path);
         }
-        Ok(adapters)
+        Ok(Adapters { shared: Arc::new(bound), rows: Vec::new() })
     }
 }
 
@@ -96,12 +116,74 @@ impl Projection {
         Self { linear, slot }
     }
 
-    /// (.., inputs) to (.., outputs).
+    /// (b, .., inputs) to (b, .., outputs).
     pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
-        let mut y = self.linear.forward(x)?;
-        for path in adapters.paths.get(&self.slot).into_iter().flatten() {
+        let y = self.linear.forward(x)?;
+        if adapters.rows.is_empty() {
+            return self.add(y, x, &adapters.shared);
+        }
+        if adapters.rows.iter().all(|paths| !paths.contains_key(&self.slot)) {
+            return Ok(y);
+        }
+        let (rows, count) = (adapters.rows.len(), x.dim(0)?);
+        if rows != count {
+            return Err(Error::Unsupported(format!(
+                "there are adapters for {rows} rows, but {count} rows in the call"
+            )));
+        }
+        let with_paths =
+            |(row, paths): (usize, &Arc<Paths>)| self.add(y.narrow(0, row, 1)?, &x.narrow(0, row, 1)?, paths);
+        let parts = adapters.rows.iter().enumerate().map(with_paths).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Adds what the side paths make of `x` to `y`.
+    fn add(&self, mut y: Tensor, x: &Tensor, paths: &Paths) -> Result<Tensor> {
+        for path in paths.get(&self.slot).into_iter().flatten() {
             y = (y + (path.up.forward(&path.down.forward(x)?)? * path.scale)?)?;
         }
         Ok(y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::weights::MemorySource;
+
+    #[test]
+    fn a_row_has_its_own_adapters_whatever_its_neighbours_have() {
+        let ramp = |shape: (usize, usize), step: f32| {
+            let values: Vec<f32> = (0..shape.0 * shape.1).map(|i| (i as f32 * step).sin()).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        };
+        let source = MemorySource::new("memory", HashMap::new());
+        let weights = Tensors::new(Arc::new(source), DType::F32, &Device::Cpu).pp("block").pp("to_q");
+        let mut points = AdapterPoints::default();
+        let linear = Linear::new(ramp((5, 4), 0.3), None).unwrap();
+        let projection = Projection::new(linear, &weights, &mut points);
+        let adapters = |step: f32| {
+            let (down, up) = (ramp((2, 4), step), ramp((5, 2), step + 0.1));
+            let path =
+                LowRank { down: Linear::new(down, None).unwrap(), up: Linear::new(up, None).unwrap(), scale: 0.7 };
+            let name = points.names().next().unwrap().to_owned();
+            points.adapters([(name, path)]).unwrap()
+        };
+        let x = ramp((9, 4), 0.9).reshape((3, 3, 4)).unwrap();
+        let rows = [adapters(0.5), Adapters::default(), adapters(0.8)];
+        let bits = |y: &Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let together = projection.forward(&x, &Adapters::by_row(&rows).unwrap()).unwrap();
+        for (row, own) in rows.iter().enumerate() {
+            let alone = projection.forward(&x.narrow(0, row, 1).unwrap(), own).unwrap();
+            assert_eq!(bits(&together.narrow(0, row, 1).unwrap()), bits(&alone), "row {row}");
+        }
+        let plain = projection.forward(&x, &Adapters::default()).unwrap();
+        assert_ne!(bits(&plain.narrow(0, 0, 1).unwrap()), bits(&together.narrow(0, 0, 1).unwrap()));
+        let few = Adapters::by_row(&rows[..2]).unwrap();
+        let error = projection.forward(&x, &few).unwrap_err().to_string();
+        assert_eq!(error, "there are adapters for 2 rows, but 3 rows in the call");
+        assert!(Adapters::by_row(&[few]).is_err());
     }
 }

@@ -27,7 +27,7 @@ mod z_image_block;
 
 pub use activation::Activation;
 pub use adapters::{AdapterPoints, Adapters, LowRank};
-pub use condition::{AddedContext, Condition, Context};
+pub use condition::{AddedContext, Condition, Context, ImageProjection};
 pub use config::{PerLevel, SampleSize};
 pub use flux::{Flux, FluxCondition, FluxContext, FluxHooks, FluxResiduals};
 pub use flux_config::FluxConfig;

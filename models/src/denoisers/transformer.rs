@@ -126,6 +126,9 @@ impl TransformerLayer {
     }
 }
 
+/// Keys and values, (b, m, inner) each.
+type Seen<'a> = (&'a Tensor, &'a Tensor);
+
 /// Queries, the output projection, and how scores are computed: what both attentions have.
 struct Heads {
     to_q: Projection,
@@ -146,15 +149,20 @@ impl Heads {
         })
     }
 
-    /// `x` (b, n, inner) looks at keys and values (b, m, inner).
-    fn forward(&self, x: &Tensor, keys: &Tensor, values: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+    /// `x` (b, n, inner) looks at keys and values (b, m, inner), and at each of `more` by itself; what it finds is added up.
+    fn forward(&self, x: &Tensor, own: Seen, more: &[(Tensor, Tensor)], adapters: &Adapters) -> Result<Tensor> {
         let queries = self.to_q.forward(x, adapters)?;
-        let mixed = if self.upcast && x.dtype() != DType::F32 {
-            let [q, k, v] = [&queries, keys, values].map(|tensor| tensor.to_dtype(DType::F32));
-            attention(&q?, &k?, &v?, self.heads, None)?.to_dtype(x.dtype())?
-        } else {
-            attention(&queries, keys, values, self.heads, None)?
+        let look = |(keys, values): Seen| -> Result<Tensor> {
+            if self.upcast && x.dtype() != DType::F32 {
+                let [q, k, v] = [&queries, keys, values].map(|tensor| tensor.to_dtype(DType::F32));
+                return Ok(attention(&q?, &k?, &v?, self.heads, None)?.to_dtype(x.dtype())?);
+            }
+            Ok(attention(&queries, keys, values, self.heads, None)?)
         };
+        let mut mixed = look(own)?;
+        for (keys, values) in more {
+            mixed = (mixed + look((keys, values))?)?;
+        }
         self.to_out.forward(&mixed, adapters)
     }
 }
@@ -177,7 +185,7 @@ impl SelfAttention {
 
     fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
         let (keys, values) = (self.to_k.forward(x, step.adapters)?, self.to_v.forward(x, step.adapters)?);
-        self.heads.forward(x, &keys, &values, step.adapters)
+        self.heads.forward(x, (&keys, &values), &[], step.adapters)
     }
 }
 
@@ -204,12 +212,13 @@ impl CrossAttention {
 
     /// Keys and values, (b, l, inner), of text states (b, l, context).
     pub(crate) fn project(&self, states: &Tensor, adapters: &Adapters) -> Result<KeyValue> {
-        Ok(KeyValue { keys: self.to_k.forward(states, adapters)?, values: self.to_v.forward(states, adapters)? })
+        let (keys, values) = (self.to_k.forward(states, adapters)?, self.to_v.forward(states, adapters)?);
+        Ok(KeyValue { keys, values, pictures: Vec::new() })
     }
 
     fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
-        let KeyValue { keys, values } = &step.context[self.number];
-        self.heads.forward(x, keys, values, step.adapters)
+        let KeyValue { keys, values, pictures } = &step.context[self.number];
+        self.heads.forward(x, (keys, values), pictures, step.adapters)
     }
 }
 
