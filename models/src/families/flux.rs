@@ -13,7 +13,7 @@ use candle_core::Tensor;
 use self::card::{CLIP, MULTIPLE_OF_LATENTS, T5, TRANSFORMER, Task};
 use super::guidance::guide;
 use super::latent_space::{CONFIG as VAE, LatentSpace};
-use super::parts::{self, AnyPart, Lazy, Turns};
+use super::parts::{AnyPart, Lazy, Turns, parts_come_and_go};
 use super::rows::{self, Call, Guided};
 use super::schedulers::Schedulers;
 use super::unused::{Uses, check_prompt};
@@ -24,8 +24,8 @@ use crate::samplers::{Noise, Plan, PlanContext, Repaint, StrengthRule};
 use crate::text::{ClipText, ClipTextConfig, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer, Tokens};
 use crate::weights::{MODEL_INDEX, Repository};
 use crate::{
-    BatchKey, Conditioning, Error, GrayImage, InitImage, Loading, ModelCard, Part, Pipeline, Prompt, RenderSpec,
-    Result, RgbImage, Size, Trajectory,
+    BatchKey, Conditioning, Error, GrayImage, InitImage, ModelCard, Pipeline, Prompt, RenderSpec, Result, RgbImage,
+    Size, Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -219,25 +219,7 @@ impl Pipeline for FluxModel {
         &self.card
     }
 
-    fn parts(&self) -> Vec<Part> {
-        parts::infos(&self.all())
-    }
-
-    fn load(&self, progress: &dyn Fn(Loading)) -> Result<()> {
-        parts::load(&self.all(), progress)
-    }
-
-    fn unload(&self) {
-        self.all().iter().for_each(|part| part.unload());
-    }
-
-    fn loaded(&self) -> bool {
-        parts::loaded(&self.all())
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.turns.bytes(&self.parts())
-    }
+    parts_come_and_go!();
 
     fn guided(&self, spec: &RenderSpec) -> bool {
         spec.true_guidance > 1.0 && self.card.abilities.true_guidance

@@ -165,6 +165,32 @@ pub(super) fn infos(parts: &[&dyn AnyPart]) -> Vec<Part> {
     parts.iter().map(|part| part.info().clone()).collect()
 }
 
+/// What [`crate::Pipeline`] says of a model's parts, by the model's `all()` and `turns`: alike in every family.
+macro_rules! parts_come_and_go {
+    () => {
+        fn parts(&self) -> Vec<$crate::Part> {
+            $crate::families::parts::infos(&self.all())
+        }
+
+        fn load(&self, progress: &dyn Fn($crate::Loading)) -> $crate::Result<()> {
+            $crate::families::parts::load(&self.all(), progress)
+        }
+
+        fn unload(&self) {
+            self.all().iter().for_each(|part| $crate::families::parts::AnyPart::unload(*part));
+        }
+
+        fn loaded(&self) -> bool {
+            $crate::families::parts::loaded(&self.all())
+        }
+
+        fn weight_bytes(&self) -> u64 {
+            self.turns.bytes(&self.parts())
+        }
+    };
+}
+pub(super) use parts_come_and_go;
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};

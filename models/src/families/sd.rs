@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::clip::{ClipEncoder, ClipFiles, Layer};
-use super::parts::{self, AnyPart, Turns};
+use super::parts::{AnyPart, Turns, parts_come_and_go};
 use super::rows::Guided;
 use super::schedulers::{Corrections, Schedulers};
 use super::unet_files::{Defaults, Files};
@@ -20,9 +20,7 @@ use super::{Family, Placement};
 use crate::samplers::StrengthRule;
 use crate::text::equal_lengths;
 use crate::weights::{MODEL_INDEX, Repository};
-use crate::{
-    Conditioning, Loading, ModelCard, Part, Pipeline, Prompt, RenderSpec, Result, RgbImage, Strengths, Trajectory,
-};
+use crate::{Conditioning, ModelCard, Pipeline, Prompt, RenderSpec, Result, RgbImage, Strengths, Trajectory};
 
 /// The family's line in the list of families.
 pub(super) const FAMILY: Family = Family {
@@ -100,25 +98,7 @@ impl Pipeline for StableDiffusion {
         &self.model.card
     }
 
-    fn parts(&self) -> Vec<Part> {
-        parts::infos(&self.all())
-    }
-
-    fn load(&self, progress: &dyn Fn(Loading)) -> Result<()> {
-        parts::load(&self.all(), progress)
-    }
-
-    fn unload(&self) {
-        self.all().iter().for_each(|part| part.unload());
-    }
-
-    fn loaded(&self) -> bool {
-        parts::loaded(&self.all())
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.turns.bytes(&self.parts())
-    }
+    parts_come_and_go!();
 
     fn guided(&self, spec: &RenderSpec) -> bool {
         self.model.guided(spec)

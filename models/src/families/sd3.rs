@@ -13,7 +13,7 @@ use candle_core::Tensor;
 use self::texts::{TextFiles, Texts};
 use self::unshifted::Unshifted;
 use super::latent_space::{CONFIG as VAE, LatentSpace};
-use super::parts::{self, AnyPart, Lazy, Turns};
+use super::parts::{AnyPart, Lazy, Turns, parts_come_and_go};
 use super::rows::{self, Call, Guided, classifier_free};
 use super::schedulers::Schedulers;
 use super::unused::Uses;
@@ -24,8 +24,8 @@ use crate::samplers::{Noise, Plan, PlanContext, Repaint, StrengthRule};
 use crate::text::equal_lengths;
 use crate::weights::Repository;
 use crate::{
-    Abilities, BatchKey, Conditioning, Error, Fit, InitImage, Loading, ModelCard, Part, Pipeline, Prompt, RenderSpec,
-    Result, RgbImage, Size, Sizes, Strengths, Trajectory,
+    Abilities, BatchKey, Conditioning, Error, Fit, InitImage, ModelCard, Part, Pipeline, Prompt, RenderSpec, Result,
+    RgbImage, Size, Sizes, Strengths, Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -274,25 +274,7 @@ impl Pipeline for StableDiffusion3 {
         &self.card
     }
 
-    fn parts(&self) -> Vec<Part> {
-        parts::infos(&self.all())
-    }
-
-    fn load(&self, progress: &dyn Fn(Loading)) -> Result<()> {
-        parts::load(&self.all(), progress)
-    }
-
-    fn unload(&self) {
-        self.all().iter().for_each(|part| part.unload());
-    }
-
-    fn loaded(&self) -> bool {
-        parts::loaded(&self.all())
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.turns.bytes(&self.parts())
-    }
+    parts_come_and_go!();
 
     fn encode(&self, prompt: &Prompt) -> Result<Conditioning> {
         self.texts.encode(prompt)

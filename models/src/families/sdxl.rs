@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::clip::{ClipEncoder, ClipFiles, Encoded, Layer};
-use super::parts::{self, AnyPart, Turns};
+use super::parts::{AnyPart, Turns, parts_come_and_go};
 use super::rows::Guided;
 use super::schedulers::Schedulers;
 use super::unet_files::{Defaults, Files, LARGE, UNET};
@@ -21,8 +21,7 @@ use crate::denoisers::AdditionEmbedType;
 use crate::text::equal_lengths;
 use crate::weights::{MODEL_INDEX, Repository};
 use crate::{
-    Conditioning, Error, Loading, ModelCard, Part, Pipeline, Prompt, RenderSpec, Result, RgbImage, Strengths,
-    Trajectory,
+    Conditioning, Error, ModelCard, Part, Pipeline, Prompt, RenderSpec, Result, RgbImage, Strengths, Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -174,25 +173,7 @@ impl Pipeline for StableDiffusionXl {
         &self.model.card
     }
 
-    fn parts(&self) -> Vec<Part> {
-        parts::infos(&self.all())
-    }
-
-    fn load(&self, progress: &dyn Fn(Loading)) -> Result<()> {
-        parts::load(&self.all(), progress)
-    }
-
-    fn unload(&self) {
-        self.all().iter().for_each(|part| part.unload());
-    }
-
-    fn loaded(&self) -> bool {
-        parts::loaded(&self.all())
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.turns.bytes(&self.parts())
-    }
+    parts_come_and_go!();
 
     fn guided(&self, spec: &RenderSpec) -> bool {
         self.model.guided(spec)

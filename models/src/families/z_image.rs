@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::latent_space::LatentSpace;
-use super::parts::{self, AnyPart, Lazy, Turns};
+use super::parts::{AnyPart, Lazy, Turns, parts_come_and_go};
 use super::rows::{self, Call, Guided};
 use super::schedulers::Schedulers;
 use super::unused::{Uses, check_prompt};
@@ -19,8 +19,8 @@ use crate::samplers::{PlanContext, Repaint, StrengthRule};
 use crate::text::{Qwen3, Qwen3Config, QwenTokenizer, Thinking, Tokens};
 use crate::weights::Repository;
 use crate::{
-    Abilities, BatchKey, Conditioning, Error, Fit, InitImage, Loading, ModelCard, Part, Pipeline, Prompt, RenderSpec,
-    Result, RgbImage, Size, Sizes, Trajectory,
+    Abilities, BatchKey, Conditioning, Error, Fit, InitImage, ModelCard, Pipeline, Prompt, RenderSpec, Result,
+    RgbImage, Size, Sizes, Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -223,25 +223,7 @@ impl Pipeline for ZImageModel {
         &self.card
     }
 
-    fn parts(&self) -> Vec<Part> {
-        parts::infos(&self.all())
-    }
-
-    fn load(&self, progress: &dyn Fn(Loading)) -> Result<()> {
-        parts::load(&self.all(), progress)
-    }
-
-    fn unload(&self) {
-        self.all().iter().for_each(|part| part.unload());
-    }
-
-    fn loaded(&self) -> bool {
-        parts::loaded(&self.all())
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.turns.bytes(&self.parts())
-    }
+    parts_come_and_go!();
 
     fn guided(&self, spec: &RenderSpec) -> bool {
         spec.guidance > 0.0
