@@ -9,12 +9,14 @@ mod refiner;
 mod render;
 mod resolve;
 mod task;
+mod values;
 
 pub use error::RequestError;
-pub use parse::{parse, parse_size};
+pub use parse::parse;
 pub use pictures::{Input, Inputs, LongPrompt, MaskInput, Painted, Picture, Source};
 pub use refiner::Refiner;
 pub use resolve::{Resolver, ResolverError};
+pub use values::parse_size;
 
 use std::collections::BTreeMap;
 

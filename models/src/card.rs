@@ -112,6 +112,9 @@ pub struct Abilities {
     /// `true_guidance` has an effect, with a negative prompt, beside the guidance that the model is told.
     #[serde(default)]
     pub true_guidance: bool,
+    /// `guidance_rescale` has an effect.
+    #[serde(default)]
+    pub guidance_rescale: bool,
     /// `prompt_weighting` and `long_prompt` have an effect.
     #[serde(default)]
     pub prompt_weighting: bool,

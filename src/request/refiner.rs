@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::fields;
-use super::parse::quoted;
 use super::resolve::{Resolver, number};
+use super::values::quoted;
 use super::{GenerationRequest, RequestError};
 
 /// diffusers' example of `denoising_end` and `denoising_start`, which is what the refiner was trained for.

@@ -7,8 +7,8 @@ use easel_models::samplers::{self, Plan, PlanContext, SamplerInfo, Schedule};
 use easel_models::{Fit, ModelCard, Size};
 
 use super::fields::{self, Kind};
-use super::parse::quoted;
 use super::task::{self, Task};
+use super::values::quoted;
 use super::{
     GenerationRequest, LongPrompt, Priority, RequestError, ResolvedRequest, SamplingOptions, SizeAsked, names,
 };
@@ -164,6 +164,13 @@ impl Resolver {
             if scale > 1.0 && negative_prompt.is_none() {
                 warnings.push("`true_guidance` has no effect without `negative_prompt`".into());
             }
+        }
+        let guided = true_guidance.is_some_and(|scale| scale > 1.0);
+        if card.abilities.true_guidance && !guided && negative_prompt.as_deref().is_some_and(|text| !text.is_empty()) {
+            warnings.push("`negative_prompt` has no effect without `true_guidance` above 1".into());
+        }
+        if asked.sampling.guidance_rescale.is_some_and(|share| share > 0.0) && !card.abilities.guidance_rescale {
+            return Err(unsupported(fields::GUIDANCE_RESCALE.name, model, "does not rescale its guidance"));
         }
         let (prompt_weighting, long_prompt) =
             (asked.prompt_weighting.unwrap_or(false), asked.long_prompt.unwrap_or_default());

@@ -15,7 +15,7 @@ fn card(sizes: Sizes, fit: Fit) -> ModelCard {
         guidance: 7.5,
         sampler: "ddim".into(),
         samplers: vec!["ddim".into(), "euler".into(), "dpmpp_2m".into()],
-        abilities: Abilities { negative_prompt: true, clip_skip: true, ..Abilities::default() },
+        abilities: Abilities { negative_prompt: true, clip_skip: true, guidance_rescale: true, ..Abilities::default() },
         context_tokens: 77,
         clip_layers: 12,
         parameters: 1,
@@ -284,6 +284,19 @@ fn guidance_is_counted_as_the_model_counts_it_and_never_ignored_in_silence() {
     let fixed = Abilities { fixed_guidance: true, ..Abilities::default() };
     assert_eq!(asked(fixed, Some(3.5)), ["`guidance` has no effect: it was distilled to need none"]);
     assert!(asked(fixed, None).is_empty());
+    let told = Abilities { negative_prompt: true, true_guidance: true, ..Abilities::default() };
+    assert_eq!(asked(told, Some(3.5)), ["`negative_prompt` has no effect without `true_guidance` above 1"]);
+}
+
+#[test]
+fn a_rescale_is_refused_before_there_is_a_job_where_the_model_has_none() {
+    let rescale = |r: &mut GenerationRequest| r.sampling.guidance_rescale = Some(0.7);
+    assert!(ask(rescale).is_ok());
+    let error = ask(|r| {
+        rescale(r);
+        r.model = Some("plain".into());
+    });
+    assert_eq!(error.unwrap_err().param(), "guidance_rescale");
 }
 
 #[test]

@@ -109,6 +109,7 @@ impl Files {
                 // A distilled model is told its guidance, and has no second prompt to be guided from.
                 negative_prompt: self.unet.time_cond_proj_dim.is_none(),
                 clip_skip: true,
+                guidance_rescale: true,
                 image_to_image: !self.sees_masks(),
                 inpaint: true,
                 prompt_weighting: true,
