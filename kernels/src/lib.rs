@@ -19,6 +19,9 @@ mod ada_layer_norm;
 mod attention;
 mod conv2d;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
 mod dispatch;
 mod group_norm;
 mod layer_norm;
@@ -35,6 +38,7 @@ pub use ada_layer_norm::{ada_layer_norm, gated_add};
 pub use attention::{attention, causal_mask};
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use cpu::{on_pool, weight_bytes};
+pub use device::{cuda_device, cuda_memory, cuda_name};
 pub use dispatch::{plain_forms, with_plain_forms};
 pub use group_norm::GroupNorm;
 pub use layer_norm::{LayerNorm, RmsNorm};

@@ -161,10 +161,10 @@ fn device(name: &str) -> Result<Device, CliError> {
     if let Some(ordinal) = name.strip_prefix("cuda") {
         let ordinal = ordinal.strip_prefix(':').unwrap_or("0").parse();
         let ordinal = ordinal.map_err(|_| CliError::Usage(format!("models.device is {name:?}; expected cuda:N")))?;
-        return Device::new_cuda(ordinal).map_err(failed);
+        return easel_models::cuda_device(ordinal).map_err(failed);
     }
     match name {
-        "auto" => Ok(Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
+        "auto" => Ok(easel_models::cuda_device(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
         "cpu" => Ok(Device::Cpu),
         "metal" => Device::new_metal(0).map_err(failed),
         other => Err(CliError::Usage(format!("models.device is {other:?}; it can be auto, cpu, cuda:N or metal"))),

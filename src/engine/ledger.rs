@@ -195,10 +195,7 @@ fn identity(model: &dyn Pipeline) -> String {
 
 /// What the device is called; a CPU by its cores, too, since the process may not have them all.
 fn device_name(device: &Device) -> String {
-    #[cfg(feature = "cuda")]
-    if let Ok(cuda) = device.as_cuda_device()
-        && let Ok(name) = cuda.cuda_stream().context().name()
-    {
+    if let Some(name) = easel_models::cuda_name(device) {
         return name;
     }
     if !device.is_cpu() {

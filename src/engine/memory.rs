@@ -82,12 +82,7 @@ pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
     if device.is_cpu() {
         return Some(free_host_bytes());
     }
-    #[cfg(feature = "cuda")]
-    if let Ok(cuda) = device.as_cuda_device() {
-        let (free, _) = cuda.cuda_stream().context().mem_get_info().ok()?;
-        return u64::try_from(free).ok();
-    }
-    None
+    easel_models::cuda_memory(device).map(|(free, _)| free)
 }
 
 /// Bytes of the host's memory that are free; 8 GiB where the system does not say.

@@ -60,12 +60,7 @@ fn taken(device: &Device) -> Option<u64> {
         // Mapped files are not counted: the system takes their pages back when it needs them.
         return anonymous(&std::fs::read_to_string("/proc/self/status").ok()?);
     }
-    #[cfg(feature = "cuda")]
-    if let Ok(cuda) = device.as_cuda_device() {
-        let (free, total) = cuda.cuda_stream().context().mem_get_info().ok()?;
-        return u64::try_from(total.saturating_sub(free)).ok();
-    }
-    None
+    easel_models::cuda_memory(device).map(|(free, total)| total.saturating_sub(free))
 }
 
 /// `RssAnon` of Linux's /proc/self/status, in bytes.
