@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::{count, cpu, plain};
 
 /// `softmax(q · kᵀ / sqrt(d) + mask) · v` for each head.
 ///
@@ -22,6 +22,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     if heads == 0 || width % heads != 0 {
         bail!("attention: a width of {width} cannot be split into {heads} heads");
     }
+    count::product(b * n * m * heads, width / heads); // q · kᵀ
+    count::product(b * n * width, m); // · v
     let fast = [q, k, v].into_iter().all(cpu::takes);
     let dtype = |mask: &Tensor| if fast { DType::F32 } else { mask.dtype() };
     let mask = mask.map(|mask| mask.to_dtype(dtype(mask))?.broadcast_as((b, heads, n, m))).transpose()?;

@@ -2,10 +2,12 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::{cpu, linear::check_bias, plain};
+#[cfg(feature = "cuda")]
+use crate::cuda;
+use crate::{count, cpu, linear::check_bias, plain};
 
 /// Zeros around an image, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Padding {
     /// Rows above.
     pub top: usize,
@@ -63,6 +65,8 @@ pub struct Conv2d {
     form: Form,
     in_channels: usize,
     out_channels: usize,
+    /// The pixels of the window.
+    window: usize,
 }
 
 /// The weights, as the form that was chosen when the layer was made keeps them.
@@ -70,6 +74,21 @@ pub struct Conv2d {
 enum Form {
     Plain(plain::Conv2d),
     Cpu(cpu::Conv2d),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Conv2d),
+}
+
+impl Form {
+    fn new(weight: &Tensor, bias: Option<&Tensor>, config: Conv2dConfig) -> Result<Self> {
+        if cpu::takes(weight) && weight.elem_count() > 0 {
+            return Ok(Self::Cpu(cpu::Conv2d::new(weight, bias, config)?));
+        }
+        #[cfg(feature = "cuda")]
+        if cuda::takes(weight) && weight.elem_count() > 0 && cuda::Conv2d::available() {
+            return Ok(Self::Cuda(cuda::Conv2d::new(weight, bias, config)?));
+        }
+        Ok(Self::Plain(plain::Conv2d::new(weight, bias, config)?))
+    }
 }
 
 impl Conv2d {
@@ -82,17 +101,13 @@ impl Conv2d {
         reason = "the layer owns its weights, so that packing them frees the tensors"
     )]
     pub fn new(weight: Tensor, bias: Option<Tensor>, config: Conv2dConfig) -> Result<Self> {
-        let (out_channels, in_channels, _, _) = weight.dims4()?;
+        let (out_channels, in_channels, height, width) = weight.dims4()?;
         check_bias(bias.as_ref(), out_channels, "conv2d")?;
         if config.stride == 0 {
             bail!("conv2d: the stride must be at least 1");
         }
-        let form = if cpu::takes(&weight) && weight.elem_count() > 0 {
-            Form::Cpu(cpu::Conv2d::new(&weight, bias.as_ref(), config)?)
-        } else {
-            Form::Plain(plain::Conv2d::new(&weight, bias.as_ref(), config)?)
-        };
-        Ok(Self { form, in_channels, out_channels })
+        let form = Form::new(&weight, bias.as_ref(), config)?;
+        Ok(Self { form, in_channels, out_channels, window: height * width })
     }
 
     /// The number of channels of the input.
@@ -116,9 +131,13 @@ impl Conv2d {
         if channels != self.in_channels {
             bail!("conv2d: the input {:?} must end in {} channels", x.dims(), self.in_channels);
         }
-        match &self.form {
+        let y = match &self.form {
             Form::Plain(form) => form.forward(x),
             Form::Cpu(form) => form.forward(x),
-        }
+            #[cfg(feature = "cuda")]
+            Form::Cuda(form) => form.forward(x),
+        }?;
+        count::product(y.elem_count(), self.in_channels * self.window);
+        Ok(y)
     }
 }

@@ -18,6 +18,7 @@ mod activations;
 mod ada_layer_norm;
 mod attention;
 mod conv2d;
+mod count;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -37,6 +38,7 @@ pub use activations::{geglu, gelu, gelu_tanh, quick_gelu, silu};
 pub use ada_layer_norm::{ada_layer_norm, gated_add};
 pub use attention::{attention, causal_mask};
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
+pub use count::counted;
 pub use cpu::{on_pool, weight_bytes};
 pub use device::{cuda_device, cuda_memory, cuda_name};
 pub use dispatch::{plain_forms, with_plain_forms};

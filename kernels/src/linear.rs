@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::{Quantized, cpu, plain, plain_forms};
+#[cfg(feature = "cuda")]
+use crate::cuda;
+use crate::{Quantized, count, cpu, gelu_tanh, plain, plain_forms};
 
 /// `y = x · Wᵀ + bias`, with the weight as PyTorch stores it.
 ///
@@ -21,6 +23,23 @@ enum Form {
     Cpu(cpu::Linear),
     PlainQuantized(plain::QuantizedLinear),
     CpuQuantized(cpu::QuantizedLinear),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Linear),
+    #[cfg(feature = "cuda")]
+    CudaQuantized(plain::QuantizedLinear),
+}
+
+impl Form {
+    fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        if cpu::takes(weight) && weight.elem_count() > 0 {
+            return Ok(Self::Cpu(cpu::Linear::new(weight, bias)?));
+        }
+        #[cfg(feature = "cuda")]
+        if cuda::takes(weight) && weight.elem_count() > 0 {
+            return Ok(Self::Cuda(cuda::Linear::new(weight, bias)?));
+        }
+        Ok(Self::Plain(plain::Linear::new(weight, bias)?))
+    }
 }
 
 impl Linear {
@@ -35,11 +54,7 @@ impl Linear {
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let (out_features, in_features) = weight.dims2()?;
         check_bias(bias.as_ref(), out_features, "linear")?;
-        let form = if cpu::takes(&weight) && weight.elem_count() > 0 {
-            Form::Cpu(cpu::Linear::new(&weight, bias.as_ref())?)
-        } else {
-            Form::Plain(plain::Linear::new(&weight, bias.as_ref())?)
-        };
+        let form = Form::new(&weight, bias.as_ref())?;
         Ok(Self { form, in_features, out_features })
     }
 
@@ -57,7 +72,12 @@ impl Linear {
         let form = if device.is_cpu() && computed && !plain_forms() && weight.elem_count() > 0 {
             Form::CpuQuantized(cpu::QuantizedLinear::new(weight, bias.as_ref())?)
         } else {
-            Form::PlainQuantized(plain::QuantizedLinear::new(weight, bias, dtype, device)?)
+            let form = plain::QuantizedLinear::new(weight, bias, dtype, device)?;
+            #[cfg(feature = "cuda")]
+            if device.is_cuda() && computed && !plain_forms() && weight.elem_count() > 0 {
+                return Ok(Self { form: Form::CudaQuantized(form), in_features, out_features });
+            }
+            Form::PlainQuantized(form)
         };
         Ok(Self { form, in_features, out_features })
     }
@@ -74,19 +94,44 @@ impl Linear {
         self.out_features
     }
 
+    /// Maps `x` (.., in) to (.., out), then takes GELU by its tanh approximation: [`gelu_tanh`] of [`Linear::forward`], in
+    /// one kernel where a device has such a one (and so rounded once, not twice).
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_gelu_tanh(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Form::Cuda(form) = &self.form {
+            self.check(x)?;
+            count::product(x.elem_count() / self.in_features * self.out_features, self.in_features);
+            return form.forward_gelu_tanh(x);
+        }
+        gelu_tanh(&self.forward(x)?)
+    }
+
+    fn check(&self, x: &Tensor) -> Result<()> {
+        if x.dims().last() != Some(&self.in_features) {
+            bail!("linear: the input {:?} must end in {} features", x.dims(), self.in_features);
+        }
+        Ok(())
+    }
+
     /// Maps `x` (.., in) to (.., out).
     ///
     /// # Errors
     /// If the last dimension of `x` is not `in`, or candle fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if x.dims().last() != Some(&self.in_features) {
-            bail!("linear: the input {:?} must end in {} features", x.dims(), self.in_features);
-        }
+        self.check(x)?;
+        count::product(x.elem_count() / self.in_features * self.out_features, self.in_features);
         match &self.form {
             Form::Plain(form) => form.forward(x),
             Form::Cpu(form) => form.forward(x),
             Form::PlainQuantized(form) => form.forward(x),
             Form::CpuQuantized(form) => form.forward(x),
+            #[cfg(feature = "cuda")]
+            Form::Cuda(form) => form.forward(x),
+            #[cfg(feature = "cuda")]
+            Form::CudaQuantized(form) => cuda::Linear::new(&form.weight()?, form.bias())?.forward(x),
         }
     }
 }

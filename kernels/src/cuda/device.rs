@@ -7,7 +7,7 @@ use candle_core::{
     cuda_backend::{
         WrapErr,
         cudarc::driver::{
-            result::{self, DriverError},
+            result,
             sys::{CUmemPool_attribute, CUmemoryPool},
         },
     },
@@ -41,12 +41,12 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
 /// The bytes that are free on a GPU, and all that it has. What its pool keeps but does not use is free.
 pub(crate) fn memory(cuda: &CudaDevice) -> Result<(u64, u64)> {
     let (free, total) = cuda.cuda_stream().context().mem_get_info().w()?;
-    let kept = pool(cuda).map_or(Ok(0), |pool| -> Result<u64, DriverError> {
+    let kept = pool(cuda).map_or(Ok(0), |pool| -> Result<u64> {
         let reserved = number(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
         let used = number(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
         Ok(reserved.saturating_sub(used))
     });
-    Ok((free as u64 + kept.w()?, total as u64))
+    Ok((free as u64 + kept?, total as u64))
 }
 
 /// The pool that allocations in a stream come from, on a GPU that has one.
@@ -58,9 +58,9 @@ fn pool(cuda: &CudaDevice) -> Option<CUmemoryPool> {
 }
 
 /// A pool's attribute that is a number of bytes.
-fn number(pool: CUmemoryPool, attribute: CUmemPool_attribute) -> Result<u64, DriverError> {
+fn number(pool: CUmemoryPool, attribute: CUmemPool_attribute) -> Result<u64> {
     let mut bytes = 0_u64;
     // SAFETY: both attributes asked for are 64-bit numbers.
-    unsafe { result::mem_pool::get_attribute(pool, attribute, from_mut(&mut bytes).cast::<c_void>())? };
+    unsafe { result::mem_pool::get_attribute(pool, attribute, from_mut(&mut bytes).cast::<c_void>()).w()? };
     Ok(bytes)
 }

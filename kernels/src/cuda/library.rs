@@ -35,6 +35,13 @@ pub(crate) fn has_cudnn() -> bool {
     loaded().as_ref().is_ok_and(|cudnn| *cudnn)
 }
 
+/// Whether cuDNN is there, be the rest of CUDA there or not.
+#[cfg(test)]
+pub(crate) fn has_cudnn_alone() -> bool {
+    let folders = Folders::new();
+    OPTIONAL.map(|name| load_one(name, &folders).is_ok())[1]
+}
+
 fn loaded() -> &'static std::result::Result<bool, String> {
     LOADED.get_or_init(|| {
         let folders = Folders::new();

@@ -6,13 +6,18 @@
 
 #![expect(unsafe_code, reason = "a kernel is given addresses, and no compiler checks what it does with them")]
 
+mod cudnn;
 mod device;
 mod launch;
 mod library;
+mod linear;
 mod module;
+mod product;
 
+pub(crate) use cudnn::Conv2d;
 pub(crate) use device::{memory, open};
 pub(crate) use launch::{Grid, Launch, empty};
+pub(crate) use linear::Linear;
 pub(crate) use module::images;
 
 use candle_core::{DType, Tensor};

@@ -28,6 +28,7 @@ pub(crate) struct Image {
 
 /// One image each, named as its file.
 pub(crate) mod images {
+    #[allow(unused_imports, reason = "there may be no kernel yet")]
     use super::Image;
 
     include!(concat!(env!("OUT_DIR"), "/images.rs"));

@@ -53,7 +53,7 @@ impl QuantizedLinear {
     }
 
     /// The weight (out, in), in the type of the product.
-    fn weight(&self) -> Result<Tensor> {
+    pub(crate) fn weight(&self) -> Result<Tensor> {
         let values = match &self.weight {
             Stored::Blocks(blocks) => blocks.dequantize(&blocks.device())?,
             Stored::Bytes { bytes, table } => table.index_select(&bytes.flatten_all()?, 0)?.reshape(bytes.shape())?,
@@ -63,6 +63,12 @@ impl QuantizedLinear {
             None => values,
         };
         weight.to_dtype(self.dtype)
+    }
+
+    /// The bias (out), if there is one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
     }
 
     /// `x` (.., in) to (.., out).
