@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::{count, cpu, plain};
+use crate::{count, cpu, metal, plain};
 
 /// `softmax(q · kᵀ / sqrt(d) + mask) · v` for each head.
 ///
@@ -27,7 +27,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     let fast = [q, k, v].into_iter().all(cpu::takes);
     let dtype = |mask: &Tensor| if fast { DType::F32 } else { mask.dtype() };
     let mask = mask.map(|mask| mask.to_dtype(dtype(mask))?.broadcast_as((b, heads, n, m))).transpose()?;
-    let form = if fast { cpu::attention } else { plain::attention };
+    let form = match () {
+        () if fast => cpu::attention,
+        () if metal::takes(q) => metal::attention,
+        () => plain::attention,
+    };
     form(q, k, v, heads, mask.as_ref())
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::{cpu, metal, plain};
 
 /// Brings the last dimension to mean 0 and variance 1, then scales and shifts it.
 ///
@@ -40,7 +40,11 @@ impl LayerNorm {
         for vector in [&self.weight, &self.bias].into_iter().flatten() {
             check_channels(x, vector, "layer_norm")?;
         }
-        let form = if cpu::takes(x) { cpu::layer_norm } else { plain::layer_norm };
+        let form = match () {
+            () if cpu::takes(x) => cpu::layer_norm,
+            () if metal::takes(x) => metal::layer_norm,
+            () => plain::layer_norm,
+        };
         form(x, self.weight.as_ref(), self.bias.as_ref(), self.eps)
     }
 }
@@ -74,7 +78,11 @@ impl RmsNorm {
     /// If c is not the size of the scale.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         check_channels(x, &self.weight, "rms_norm")?;
-        let form = if cpu::takes(x) { cpu::rms_norm } else { plain::rms_norm };
+        let form = match () {
+            () if cpu::takes(x) => cpu::rms_norm,
+            () if metal::takes(x) => metal::rms_norm,
+            () => plain::rms_norm,
+        };
         form(x, &self.weight, self.eps)
     }
 }

@@ -28,6 +28,7 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod mapped;
+mod metal;
 mod plain;
 mod quantized;
 mod rope;
