@@ -29,6 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import goldens_flux
+import goldens_gguf
 import goldens_klein
 import goldens_models
 import goldens_sd3
@@ -63,7 +64,8 @@ TEXTS = [
 STATE_TEXTS = ["", "a photo of a cat", "café 山の上 😀, it's 4k!", "tree " * 100]
 
 # Families with a script and a folder of their own.
-FAMILIES = {"flux": goldens_flux, "sd3": goldens_sd3, "sdxl": goldens_sdxl, "flux2": goldens_klein, "z_image": goldens_z_image}
+FAMILIES = {"flux": goldens_flux, "sd3": goldens_sd3, "sdxl": goldens_sdxl, "flux2": goldens_klein, "z_image": goldens_z_image,
+            "gguf": goldens_gguf}
 
 # What other scripts make.
 OTHERS = ("samplers", "true_configs", "resize")

@@ -3,25 +3,19 @@
 
     python scripts/goldens_flux.py FOLDER [--random N] [--first I]   # N random configurations instead, for trying things out
 """
-import argparse
 import io
-import json
-import math
 import random
 import shutil
-from pathlib import Path
 
 import diffusers
-import numpy as np
 import sentencepiece
 import torch
-import transformers
 from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxImg2ImgPipeline,
                        FluxInpaintPipeline, FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel)
-from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from goldens_family import finish, mask_image, run, save, strong, write_pictures
 from goldens_models import CORPUS, Tiny, make_tokenizer
 from goldens_pictures import start_image
 
@@ -89,22 +83,6 @@ MODELS = {
 }
 
 
-@torch.no_grad()
-def strong(module, seed, gain=1.0):
-    """Weights that all matter: norms are not the identity, biases not zero; stored as f16 without loss."""
-    rng = torch.Generator().manual_seed(seed)
-    for name, p in sorted(module.named_parameters()):
-        values = torch.randn(p.shape, generator=rng)
-        if p.ndim >= 2 and not name.endswith(("shared.weight", "embedding.weight")):
-            values *= gain / math.sqrt(p[0].numel())
-        elif p.ndim == 1 and name.endswith("weight"):
-            values = 1 + 0.2 * values
-        elif p.ndim == 1:
-            values *= 0.2
-        p.copy_(values.half().float())
-    return module.eval()
-
-
 def t5_tokenizer(folder, pieces):
     """A SentencePiece vocabulary with T5's marks, without T5's normalisation, which has a large table."""
     model = io.BytesIO()
@@ -128,7 +106,6 @@ def make(folder, spec):
     words, _ = make_tokenizer(Tiny(seed=seed, about="", unet={}, vae={}, text={}, scheduler={},
                                    old_tokenizer=spec.get("old_tokenizer", True)), folder / "tokenizer")
     t5 = t5_tokenizer(folder / "tokenizer_2", spec.get("pieces", 150))
-    files = {f: f.read_bytes() for part in ("tokenizer", "tokenizer_2") for f in (folder / part).iterdir()}
     tok = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     text = dict(vocab_size=words, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
                 max_position_embeddings=77, hidden_act="quick_gelu", projection_dim=16, eos_token_id=2, bos_token_id=0,
@@ -153,20 +130,8 @@ def make(folder, spec):
     kind = CLASSES[spec["kind"]]
     pipe = kind(scheduler=scheduler, vae=vae, text_encoder=clip, tokenizer=tok, text_encoder_2=encoder, tokenizer_2=t5,
                 transformer=transformer)
-    pipe.to(torch.float16).save_pretrained(folder)
-    # transformers rewrites the tokenizers in its newest form.
-    for part in ("tokenizer", "tokenizer_2"):
-        shutil.rmtree(folder / part)
-        (folder / part).mkdir()
-    for file, content in files.items():
-        file.write_bytes(content)
+    save(pipe, folder, ["tokenizer", "tokenizer_2"])
     return kind.from_pretrained(folder, torch_dtype=torch.float32)
-
-
-def mask_image(size):
-    """A slanted band, with grey values on both sides of one half."""
-    y, x = np.mgrid[0:size[1], 0:size[0]]
-    return Image.fromarray(np.uint8(np.clip(128 + 6 * (x - y + 8), 0, 255)))
 
 
 @torch.no_grad()
@@ -221,28 +186,17 @@ def transformer_goldens(pipe, folder):
     save_file({k: v.contiguous() for k, v in out.items()}, folder / "residuals.safetensors")
 
 
-def generate(folder):
+def generate(folder, models=MODELS):
     """Writes everything under `folder`."""
-    cases, finished, sizes = [], {}, set()
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for name, spec in MODELS.items():
+    cases, latents = [], {}
+    for name, spec in models.items():
         pipe = make(folder / name, spec)
         if name == "dev":
             transformer_goldens(pipe, folder)
-        for i, what in enumerate(spec["cases"]):
-            _, image, latents = picture(pipe, what)
-            file = f"{name}-{i:02}.png"
-            image.save(folder / "pictures" / file, optimize=True)
-            finished[file] = latents.contiguous().clone()
-            cases.append(dict(model=name, file=file, **what))
-            sizes |= {(what["width"], what["height"])} if what["strength"] is not None else set()
-            sizes |= {tuple(reference) for reference in what["references"]}
-    for size in sorted(sizes):
-        start_image(*size).save(folder / "pictures" / f"start-{size[0]}x{size[1]}.png", optimize=True)
-        mask_image(size).save(folder / "pictures" / f"mask-{size[0]}x{size[1]}.png", optimize=True)
-    save_file(finished, folder / "latents.safetensors")
-    lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
-    (folder / "cases.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        rows, finished = write_pictures(folder, name, [picture(pipe, what) for what in spec["cases"]])
+        cases += rows
+        latents |= finished
+    finish(folder, cases, latents)
 
 
 def random_spec(seed):
@@ -295,22 +249,5 @@ def random_spec(seed):
                  mid_block_add_attention=kind != "edit" and r.random() < 0.7))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--random", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if args.random:
-        MODELS.clear()
-        MODELS.update({f"random{i}": random_spec(i) for i in range(args.first, args.first + args.random)})
-    generate(args.folder)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, generate, random_spec)

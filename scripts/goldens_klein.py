@@ -1,19 +1,18 @@
 """Makes the golden files of models/tests/data/flux2: tiny random FLUX.2 klein pipelines and the pictures that the reference
 (Hugging Face diffusers, f32, CPU) makes with them. scripts/goldens.py calls it; alone it writes into a folder:
 
-    python scripts/goldens_klein.py FOLDER [--random N]      # N random configurations instead, for trying things out
+    python scripts/goldens_klein.py FOLDER [--random N] [--first I]   # N random configurations instead, for trying things out
 """
-import argparse
 import random
 import shutil
-from pathlib import Path
 
 import torch
 from diffusers import (AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinInpaintPipeline, Flux2KleinPipeline,
                        Flux2Transformer2DModel)
 
-from goldens_qwen import (case, finish, mask_image, scheduler, start, strong, text_encoder, tokens, write_pictures,
-                          write_tokenizer)
+from goldens_family import finish, mask_image, run, save, strong, write_pictures
+from goldens_pictures import start_image
+from goldens_qwen import case, scheduler, text_encoder, write_tokenizer, write_tokens
 
 LONG = "a painting in the style of Vincent van Gogh, swirling stars, night sky, village, " * 24
 WORLD = "café 山の上の城 😀 it's 4k! <|im_end|> <think>\n\nGreen  trees\t"
@@ -68,23 +67,18 @@ def make(folder, spec):
     strong(transformer, spec["seed"] + 2)
     flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **spec["scheduler"])
     pipe = Flux2KleinPipeline(flow, vae, encoder, tok, transformer, is_distilled=spec["distilled"])
-    files = {f: f.read_bytes() for f in (folder / "tokenizer").iterdir()}
-    pipe.to(torch.float16).save_pretrained(folder)
-    shutil.rmtree(folder / "tokenizer")
-    (folder / "tokenizer").mkdir()
-    for file, content in files.items():
-        file.write_bytes(content)
+    save(pipe, folder, ["tokenizer"])
     return Flux2KleinPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 
 
 @torch.no_grad()
 def picture(pipe, what):
     size = what["width"], what["height"]
-    references = [start(tuple(r)) for r in what["references"]]
+    references = [start_image(*r) for r in what["references"]]
     call = dict(prompt=what["prompt"], num_inference_steps=what["steps"], guidance_scale=what["guidance"])
     if what["mask"]:
         kind = Flux2KleinInpaintPipeline
-        call |= dict(image=start(size), mask_image=mask_image(size), strength=what["strength"])
+        call |= dict(image=start_image(*size), mask_image=mask_image(size), strength=what["strength"])
         if references:
             call |= dict(image_reference=references[0])
     else:
@@ -102,16 +96,17 @@ def picture(pipe, what):
     return what, image, latents
 
 
-def generate(folder):
+def generate(folder, models=MODELS):
     """Writes everything under `folder`."""
-    cases, latents, texts = [], {}, {}
-    for name, spec in MODELS.items():
+    cases, latents, tokenizers = [], {}, {}
+    for name, spec in models.items():
         pipe = make(folder / name, spec)
         rows, finished = write_pictures(folder, name, [picture(pipe, what) for what in spec["cases"]])
         cases += rows
         latents |= finished
-        texts[name] = tokens(pipe.tokenizer)
-    finish(folder, cases, latents, texts)
+        tokenizers[name] = pipe.tokenizer
+    finish(folder, cases, latents)
+    write_tokens(folder, tokenizers)
 
 
 def random_spec(seed):
@@ -154,18 +149,5 @@ def random_spec(seed):
                        padding_side=r.choice([None, "left", "right"])))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--random", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.random:
-        MODELS.clear()
-        MODELS.update({f"random{i}": random_spec(i) for i in range(args.first, args.first + args.random)})
-    generate(args.folder)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, generate, random_spec)

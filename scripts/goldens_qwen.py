@@ -1,18 +1,12 @@
-"""What the tiny Z-Image and FLUX.2 klein pipelines share: a Qwen tokenizer, a Qwen3 text encoder, strong weights, and how
-their pictures are written down."""
+"""What the tiny Z-Image and FLUX.2 klein pipelines share: a Qwen tokenizer, a Qwen3 text encoder and their schedulers."""
 import json
-import math
 
 import diffusers
-import numpy as np
-import torch
-from PIL import Image
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from goldens_family import strong
 from goldens_models import CORPUS
-from goldens_pictures import psnr, start_image
 
 # Qwen3's added tokens, in the order of their ids.
 ADDED = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
@@ -132,30 +126,8 @@ def text_encoder(tok, seed, **config):
     config = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                   head_dim=16, rope_theta=1000000.0, max_position_embeddings=40960, rms_norm_eps=1e-6,
                   tie_word_embeddings=True, max_window_layers=36, sliding_window=None) | config
-    encoder = Qwen3ForCausalLM(Qwen3Config(vocab_size=-(-len(tok) // 8) * 8, **config)).eval()
-    strong(encoder, seed, gain=1.0)
-    return encoder
-
-
-@torch.no_grad()
-def strong(module, seed, gain=1.0):
-    """Weights that all matter: norms are not the identity, biases and pad tokens not zero; stored as f16 without loss."""
-    rng = torch.Generator().manual_seed(seed)
-    for name, p in sorted(module.named_parameters()):
-        values = torch.randn(p.shape, generator=rng)
-        if p.ndim >= 2 and "pad_token" not in name and "embed_tokens" not in name:
-            values *= gain / math.sqrt(p[0].numel())
-        elif p.ndim == 1 and name.endswith("weight"):
-            values = 1 + 0.2 * values
-        elif p.ndim == 1:
-            values *= 0.2
-        p.copy_(values.half().float())
-    for name, b in sorted(module.named_buffers()):
-        if name.endswith("running_mean"):
-            b.copy_((0.3 * torch.randn(b.shape, generator=rng)).half().float())
-        if name.endswith("running_var"):
-            b.copy_((0.5 + torch.rand(b.shape, generator=rng)).half().float())
-    return module
+    encoder = Qwen3ForCausalLM(Qwen3Config(vocab_size=-(-len(tok) // 8) * 8, **config))
+    return strong(encoder, seed)
 
 
 # Other schedulers than the model's own, and what they are told.
@@ -185,35 +157,7 @@ def scheduler(pipe, what):
     return getattr(diffusers, name).from_config(pipe.scheduler.config, **keys)
 
 
-def start(size):
-    return start_image(*size)
-
-
-def mask_image(size):
-    """A slanted band, with grey values on both sides of one half."""
-    y, x = np.mgrid[0:size[1], 0:size[0]]
-    return Image.fromarray(np.uint8(np.clip(128 + 6 * (x - y + 8), 0, 255)))
-
-
-def write_pictures(folder, name, rows):
-    """`rows` are (case, image, latents): the pictures as PNG, the latents in one file, the cases in cases.json."""
-    cases, latents = [], {}
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for i, (what, image, finished) in enumerate(rows):
-        file = f"{name}-{i:02}.png"
-        image.save(folder / "pictures" / file, optimize=True)
-        latents[file] = finished.contiguous().clone()
-        cases.append(dict(model=name, file=file, **what))
-    return cases, latents
-
-
-def finish(folder, cases, latents, texts):
-    sizes = {(c["width"], c["height"]) for c in cases if c["strength"] is not None}
-    sizes |= {tuple(r) for c in cases for r in c["references"]}
-    for size in sorted(sizes):
-        start(size).save(folder / "pictures" / f"start-{size[0]}x{size[1]}.png", optimize=True)
-        mask_image(size).save(folder / "pictures" / f"mask-{size[0]}x{size[1]}.png", optimize=True)
-    save_file(latents, folder / "latents.safetensors")
-    lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
-    (folder / "cases.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+def write_tokens(folder, tokenizers):
+    """What each model's tokenizer makes of the texts."""
+    texts = {name: tokens(tokenizer) for name, tokenizer in tokenizers.items()}
     (folder / "tokens.json").write_text(json.dumps(texts).replace('{"text"', '\n{"text"') + "\n", encoding="utf-8")

@@ -4,13 +4,11 @@ it; alone it writes into a folder:
 
     python scripts/goldens_sd3.py FOLDER [--random N]      # N random configurations instead, for trying things out
 """
-import argparse
 import io
 import json
 import math
 import random
 import shutil
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -22,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
+from goldens_family import run
 from goldens_models import BOS, CORPUS, EOS, Tiny, level_vae, make_tokenizer, write_json
 from goldens_pictures import psnr, start_image
 
@@ -381,22 +380,5 @@ def random_spec(seed):
         t5_tokenizer=r.choice(["spiece", "json"]))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--random", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    diffusers.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    shutil.rmtree(args.folder, ignore_errors=True)
-    args.folder.mkdir(parents=True)
-    if args.random:
-        generate(args.folder, {f"r{seed}": random_spec(seed) for seed in range(args.first, args.first + args.random)})
-    else:
-        generate(args.folder)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, generate, random_spec)

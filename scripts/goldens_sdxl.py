@@ -4,12 +4,10 @@ them. scripts/goldens.py calls it; alone it writes into a folder:
 
     python scripts/goldens_sdxl.py FOLDER [--random N] [--first I]   # N random configurations instead, for trying things out
 """
-import argparse
 import inspect
 import json
 import random
 import shutil
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -19,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from goldens_family import run
 from goldens_models import EOS, SD_BETAS, Tiny, coarse, draw_weights, level_vae, make_tokenizer, write_json
 from goldens_pictures import LONG, WORLD, start_image
 from goldens_samplers import SAMPLERS, SCHEDULES
@@ -384,18 +383,5 @@ def random_spec(number):
     return spec
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--random", type=int, help="this many random configurations")
-    parser.add_argument("--first", type=int, default=0, help="the first one's number")
-    args = parser.parse_args()
-    diffusers.logging.set_verbosity_error()
-    specs = MODELS
-    if args.random:
-        specs = {f"random{i}": random_spec(i) for i in range(args.first, args.first + args.random)}
-    generate(args.folder, specs)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, generate, random_spec)

@@ -3,17 +3,16 @@
 
     python scripts/goldens_z_image.py FOLDER [--random N]      # N random configurations instead, for trying things out
 """
-import argparse
 import random
 import shutil
-from pathlib import Path
 
 import torch
 from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline, ZImageInpaintPipeline,
                        ZImagePipeline, ZImageTransformer2DModel)
 
-from goldens_qwen import (case, finish, mask_image, scheduler, start, strong, text_encoder, tokens, write_pictures,
-                          write_tokenizer)
+from goldens_family import finish, mask_image, run, save, strong, write_pictures
+from goldens_pictures import start_image
+from goldens_qwen import case, scheduler, text_encoder, write_tokenizer, write_tokens
 
 LONG = "a painting in the style of Vincent van Gogh, swirling stars, night sky, village, " * 24
 WORLD = "café 山の上の城 😀 it's 4k! <|im_end|> <think>\n\nGreen  trees\t"
@@ -64,12 +63,7 @@ def make(folder, spec):
     strong(transformer, spec["seed"] + 2, gain=1.2)
     flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **spec["scheduler"])
     pipe = ZImagePipeline(flow, vae, encoder, tok, transformer)
-    files = {f: f.read_bytes() for f in (folder / "tokenizer").iterdir()}
-    pipe.to(torch.float16).save_pretrained(folder)
-    shutil.rmtree(folder / "tokenizer")
-    (folder / "tokenizer").mkdir()
-    for file, content in files.items():
-        file.write_bytes(content)
+    save(pipe, folder, ["tokenizer"])
     return ZImagePipeline.from_pretrained(folder, torch_dtype=torch.float32)
 
 
@@ -80,7 +74,7 @@ def picture(pipe, what):
                 num_inference_steps=what["steps"], guidance_scale=what["guidance"])
     kind = ZImagePipeline
     if what["strength"] is not None:
-        call |= dict(image=start(size), strength=what["strength"])
+        call |= dict(image=start_image(*size), strength=what["strength"])
         kind = ZImageImg2ImgPipeline
     if what["mask"]:
         call |= dict(mask_image=mask_image(size))
@@ -92,16 +86,17 @@ def picture(pipe, what):
     return what, task(**call, generator=seeded()).images[0], latents[0]
 
 
-def generate(folder):
+def generate(folder, models=MODELS):
     """Writes everything under `folder`."""
-    cases, latents, texts = [], {}, {}
-    for name, spec in MODELS.items():
+    cases, latents, tokenizers = [], {}, {}
+    for name, spec in models.items():
         pipe = make(folder / name, spec)
         rows, finished = write_pictures(folder, name, [picture(pipe, what) for what in spec["cases"]])
         cases += rows
         latents |= finished
-        texts[name] = tokens(pipe.tokenizer)
-    finish(folder, cases, latents, texts)
+        tokenizers[name] = pipe.tokenizer
+    finish(folder, cases, latents)
+    write_tokens(folder, tokenizers)
 
 
 def random_spec(seed):
@@ -146,18 +141,5 @@ def random_spec(seed):
                        padding_side=r.choice([None, "left", "right"])))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--random", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.random:
-        MODELS.clear()
-        MODELS.update({f"random{i}": random_spec(i) for i in range(args.first, args.first + args.random)})
-    generate(args.folder)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, generate, random_spec)

@@ -14,6 +14,8 @@ mod flux2;
 #[cfg(test)]
 mod folders;
 #[cfg(test)]
+mod gguf;
+#[cfg(test)]
 mod noise;
 #[cfg(test)]
 mod pictures;
