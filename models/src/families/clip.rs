@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::Placement;
+use super::opening::{Opening, check_vocabulary};
 use super::parts::{Lazy, Turns};
 use crate::text::{ClipPrompt, ClipText, ClipTextConfig, ClipTokenizer, Tokens};
 use crate::weights::Repository;
@@ -37,11 +37,7 @@ impl ClipFiles {
             let message = format!("model_max_length is {length}, but {file} has max_position_embeddings {positions}");
             return Err(Error::file(format!("{tokenizer_part}/tokenizer_config.json"), message));
         }
-        let (largest, vocabulary) = (tokenizer.largest_id(), config.vocab_size);
-        if largest as usize >= vocabulary {
-            let message = format!("has ids up to {largest}, but {file} has vocab_size {vocabulary}");
-            return Err(Error::file(tokenizer.file(), message));
-        }
+        check_vocabulary((tokenizer.file(), tokenizer.largest_id()), &file, config.vocab_size)?;
         let context = length.unwrap_or(positions);
         Ok(Self { part, config, tokenizer, context, projected: false })
     }
@@ -76,26 +72,16 @@ impl ClipFiles {
     }
 
     /// The encoder, whose weights are those of `part`.
-    pub(super) fn encoder(
-        self,
-        repository: &Repository,
-        part: Part,
-        turns: &Arc<Turns>,
-        placement: &Placement,
-    ) -> ClipEncoder {
-        let Self { part: folder, config, tokenizer, context, projected } = self;
-        let build = {
-            let (repository, config, placement) = (repository.clone(), config.clone(), placement.clone());
-            move || {
-                let weights = repository.tensors(folder, placement.dtype, &placement.device)?;
-                if projected && !weights.contains(PROJECTION) {
-                    return Err(weights.error(PROJECTION, "is missing; this model takes the projected pooled state"));
-                }
-                ClipText::new(&config, &weights)
+    pub(super) fn encoder(self, opening: Opening, part: Part, turns: &Arc<Turns>) -> ClipEncoder {
+        let Self { config, tokenizer, context, projected, .. } = self;
+        let built = config.clone();
+        let text = opening.lazy(part, turns, move |weights| {
+            if projected && !weights.contains(PROJECTION) {
+                return Err(weights.error(PROJECTION, "is missing; this model takes the projected pooled state"));
             }
-        };
-        let device = placement.device.clone();
-        ClipEncoder { tokenizer, config, context, text: Lazy::new(part, turns, build), device }
+            ClipText::new(&built, weights)
+        });
+        ClipEncoder { tokenizer, config, context, text, device: opening.placement.device.clone() }
     }
 }
 

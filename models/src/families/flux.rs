@@ -12,17 +12,18 @@ use candle_core::Tensor;
 
 use self::card::{CLIP, MULTIPLE_OF_LATENTS, T5, TRANSFORMER, Task};
 use super::guidance::guide;
-use super::latent_space::{CONFIG as VAE, LatentSpace};
+use super::latent_space::{CONFIG as VAE, LatentSpace, latents_become_pictures};
+use super::opening::Opening;
 use super::parts::{AnyPart, Lazy, Turns, parts_come_and_go};
 use super::rows::{self, Call, Guided};
 use super::schedulers::Schedulers;
 use super::unused::{Uses, check_prompt};
-use super::{Family, ModelIndex, Placement, card_file, dit_memory, pixels};
+use super::{Family, ModelIndex, Placement, dit_memory, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::denoisers::{Adapters, Flux, FluxCondition, FluxConfig, FluxContext, FluxHooks};
 use crate::samplers::{Noise, Plan, PlanContext, Repaint, StrengthRule};
 use crate::text::{ClipText, ClipTextConfig, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer, Tokens};
-use crate::weights::{MODEL_INDEX, Repository};
+use crate::weights::{MODEL_INDEX, Repository, Tensors};
 use crate::{
     BatchKey, Conditioning, Error, GrayImage, InitImage, ModelCard, Pipeline, Prompt, RenderSpec, Result, RgbImage,
     Size, Trajectory,
@@ -62,42 +63,25 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     clip_config.check(CLIP)?;
     let t5_config: T5Config = repository.json(T5)?;
     t5_config.check(T5)?;
-    let schedulers = Schedulers::read(repository)?;
-    card::check_schedulers(&schedulers)?;
+    let schedulers = Schedulers::read_flow(repository)?;
     let clip_tokenizer = ClipTokenizer::open(repository, "tokenizer")?;
     let t5_tokenizer = T5Tokenizer::open(repository, "tokenizer_2")?;
     card::check_channels(task, &config, &vae_config)?;
     card::check_texts(&config, (&clip_config, &clip_tokenizer), (&t5_config, &t5_tokenizer))?;
 
-    let part = |part: &str| repository.part(part, placement.value_bytes());
-    let (clip_part, t5_part) = (part("text_encoder")?, part("text_encoder_2")?);
-    let (transformer_part, vae_part) = (part("transformer")?, part("vae")?);
+    let opening = Opening { repository, placement };
+    let (clip_part, t5_part) = (opening.part("text_encoder")?, opening.part("text_encoder_2")?);
+    let (transformer_part, vae_part) = (opening.part("transformer")?, opening.part("vae")?);
     let parts = [&clip_part, &t5_part, &transformer_part, &vae_part];
-    let mut card = card::card(&class, &config, &vae_config, &schedulers);
-    card.parameters = parts.iter().map(|part| part.parameters).sum();
-    placement.dtype.as_str().clone_into(&mut card.dtype);
-    card_file::apply(repository, &mut card)?;
-    schedulers.check(&card.sampler, card.steps, context(card.native, vae_config.factor()))?;
+    let card = card::card(&class, &config, &vae_config, &schedulers);
+    let of_card = |card: &ModelCard| context(card.native, vae_config.factor());
+    let card = opening.complete(card, &parts, &schedulers, of_card)?;
 
     let turns = Turns::new(&parts, placement.memory);
-    let latents = LatentSpace::new(repository, vae_config, vae_part, &turns, placement);
+    let latents = LatentSpace::new(opening, vae_config, vae_part, &turns);
     let clip_length = clip_tokenizer.max_length().unwrap_or(clip_config.max_position_embeddings);
-    let tensors = {
-        let (repository, placement) = (repository.clone(), placement.clone());
-        move |part: &str| repository.tensors(part, placement.dtype, &placement.device)
-    };
-    let clip = {
-        let tensors = tensors.clone();
-        move || Ok(ClipText::new(&clip_config, &tensors("text_encoder")?)?.without_projection())
-    };
-    let t5 = {
-        let tensors = tensors.clone();
-        move || T5Encoder::new(&t5_config, &tensors("text_encoder_2")?)
-    };
-    let transformer = {
-        let config = config.clone();
-        move || Flux::new(&config, &tensors("transformer")?)
-    };
+    let clip = move |weights: &Tensors| Ok(ClipText::new(&clip_config, weights)?.without_projection());
+    let built = config.clone();
     Ok(Arc::new(FluxModel {
         name: name.to_owned(),
         task,
@@ -108,9 +92,9 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
         t5_tokenizer,
         config,
         schedulers,
-        clip: Lazy::new(clip_part, &turns, clip),
-        t5: Lazy::new(t5_part, &turns, t5),
-        transformer: Lazy::new(transformer_part, &turns, transformer),
+        clip: opening.lazy(clip_part, &turns, clip),
+        t5: opening.lazy(t5_part, &turns, move |weights| T5Encoder::new(&t5_config, weights)),
+        transformer: opening.lazy(transformer_part, &turns, move |weights| Flux::new(&built, weights)),
         latents,
         turns,
     }))
@@ -221,6 +205,8 @@ impl Pipeline for FluxModel {
 
     parts_come_and_go!();
 
+    latents_become_pictures!(latents);
+
     fn guided(&self, spec: &RenderSpec) -> bool {
         spec.true_guidance > 1.0 && self.card.abilities.true_guidance
     }
@@ -306,14 +292,6 @@ impl Pipeline for FluxModel {
         })
     }
 
-    fn decode(&self, latents: &[Tensor]) -> Result<Vec<RgbImage>> {
-        self.latents.decode(latents)
-    }
-
-    fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
-        self.latents.preview(latents)
-    }
-
     fn row_bytes(&self, width: u32, height: u32) -> u64 {
         let side = (self.latents.factor() * MULTIPLE_OF_LATENTS) as u32;
         let mut tokens = CONTEXT + (width / side * (height / side)) as usize;
@@ -329,9 +307,5 @@ impl Pipeline for FluxModel {
             self.config.num_attention_heads,
             self.placement.dtype.size_in_bytes(),
         )
-    }
-
-    fn decode_bytes(&self, width: u32, height: u32) -> u64 {
-        self.latents.decode_bytes(width, height)
     }
 }

@@ -10,20 +10,21 @@ use std::sync::Arc;
 use candle_core::{D, Device, Tensor};
 use serde::Deserialize;
 
-use super::latent_space::LatentSpace;
+use super::latent_space::{CONFIG as VAE, LatentSpace, latents_become_pictures};
+use super::opening::{Opening, check, check_vocabulary};
 use super::parts::{AnyPart, Lazy, Turns, parts_come_and_go};
 use super::rows::{self, Call, Guided, classifier_free};
 use super::schedulers::Schedulers;
 use super::unused::{Uses, check_prompt};
-use super::{Family, Placement, card_file, dit_memory, pixels};
+use super::{Family, Placement, dit_memory, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::denoisers::{Adapters, Flux2, Flux2Condition, Flux2Config};
 use crate::samplers::{PlanContext, Repaint, StrengthRule};
 use crate::text::{Qwen3, Qwen3Config, Qwen3Mask, QwenTokenizer, Thinking, Tokens};
 use crate::weights::{MODEL_INDEX, Repository};
 use crate::{
-    Abilities, BatchKey, Conditioning, Error, Fit, GrayImage, InitImage, ModelCard, Pipeline, Prompt, RenderSpec,
-    Result, RgbImage, Size, Sizes, Trajectory,
+    Abilities, BatchKey, Conditioning, Error, GrayImage, InitImage, ModelCard, Pipeline, Prompt, RenderSpec, Result,
+    RgbImage, Size, Sizes, Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -31,7 +32,6 @@ pub(super) const FAMILY: Family = Family { classes: &["Flux2KleinPipeline", "Flu
 
 /// The files that are checked against each other.
 const TRANSFORMER: &str = "transformer/config.json";
-const VAE: &str = "vae/config.json";
 const TEXT: &str = "text_encoder/config.json";
 
 /// Tokens of a prompt, its template included; diffusers' `max_sequence_length`.
@@ -39,6 +39,9 @@ const CONTEXT: usize = 512;
 
 /// The hidden states of the text encoder that lie beside each other in the conditioning.
 const LAYERS: [usize; 3] = [9, 18, 27];
+
+/// The last of them, behind which no layer is computed.
+const LAST: usize = LAYERS[LAYERS.len() - 1];
 
 /// The native side of the pictures, which no file names.
 const NATIVE: u32 = 1024;
@@ -78,33 +81,24 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let config = Flux2Config::from_json(TRANSFORMER, &repository.text(TRANSFORMER)?)?;
     let vae_config = AutoencoderKlConfig::from_json(VAE, &repository.text(VAE)?)?;
     let text_config = Qwen3Config::from_json(TEXT, &repository.text(TEXT)?)?;
-    let schedulers = Schedulers::read(repository)?;
+    let schedulers = Schedulers::read_flow(repository)?;
     let tokenizer = QwenTokenizer::open(repository, "tokenizer")?;
     check_parts(&config, &vae_config, &text_config, &tokenizer)?;
 
-    let parts = ["text_encoder", "transformer", "vae"];
-    let [text_part, transformer_part, vae_part] = parts.map(|part| repository.part(part, placement.value_bytes()));
-    let (text_part, transformer_part, vae_part) = (text_part?, transformer_part?, vae_part?);
+    let opening = Opening { repository, placement };
+    let text_part = opening.part_of("text_encoder", |key| text_config.loads(key, LAST))?;
+    let (transformer_part, vae_part) = (opening.part("transformer")?, opening.part("vae")?);
+    let parts = [&text_part, &transformer_part, &vae_part];
     let factor = vae_config.factor() * vae_config.patch();
-    let mut card = card(distilled, factor as u32, &schedulers);
-    card.parameters = text_part.parameters + transformer_part.parameters + vae_part.parameters;
-    placement.dtype.as_str().clone_into(&mut card.dtype);
-    card_file::apply(repository, &mut card)?;
-    schedulers.check(&card.sampler, card.steps, context(tokens(card.native, factor), card.steps))?;
+    let card = card(distilled, factor as u32, &schedulers);
+    let of_card = |card: &ModelCard| context(tokens(card.native, factor), card.steps);
+    let card = opening.complete(card, &parts, &schedulers, of_card)?;
 
-    let turns = Turns::new(&[&text_part, &transformer_part, &vae_part], placement.memory);
-    let latents = LatentSpace::new(repository, vae_config, vae_part, &turns, placement);
-    let text = {
-        let (repository, placement) = (repository.clone(), placement.clone());
-        move || {
-            let weights = repository.tensors("text_encoder", placement.dtype, &placement.device)?;
-            Qwen3::up_to(&text_config, &weights, LAYERS[LAYERS.len() - 1])
-        }
-    };
-    let transformer = {
-        let (repository, config, placement) = (repository.clone(), config.clone(), placement.clone());
-        move || Flux2::new(&config, &repository.tensors("transformer", placement.dtype, &placement.device)?)
-    };
+    let turns = Turns::new(&parts, placement.memory);
+    let latents = LatentSpace::new(opening, vae_config, vae_part, &turns);
+    let text = opening.lazy(text_part, &turns, move |weights| Qwen3::up_to(&text_config, weights, LAST));
+    let built = config.clone();
+    let transformer = opening.lazy(transformer_part, &turns, move |weights| Flux2::new(&built, weights));
     Ok(Arc::new(Flux2Klein {
         name: name.to_owned(),
         card,
@@ -113,8 +107,8 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
         tokenizer,
         config,
         schedulers,
-        text: Lazy::new(text_part, &turns, text),
-        transformer: Lazy::new(transformer_part, &turns, transformer),
+        text,
+        transformer,
         latents,
         turns,
     }))
@@ -127,9 +121,6 @@ fn check_parts(
     text: &Qwen3Config,
     tokenizer: &QwenTokenizer,
 ) -> Result<()> {
-    let check = |right: bool, file: &str, message: String| {
-        if right { Ok(()) } else { Err(Error::file(file, message)) }
-    };
     let message = "batch_norm_eps is missing; an AutoencoderKLFlux2 is expected".to_owned();
     check(vae.batch_norm_eps.is_some(), VAE, message)?;
     let latents = vae.latent_channels * vae.patch() * vae.patch();
@@ -137,15 +128,12 @@ fn check_parts(
         let message = format!("{key} is {channels}, but {VAE} makes latents of {latents} channels");
         check(channels == latents, TRANSFORMER, message)?;
     }
-    let last = LAYERS[LAYERS.len() - 1];
     let layers = text.num_hidden_layers;
-    check(layers >= last, TEXT, format!("num_hidden_layers is {layers}; at least {last} are needed"))?;
+    check(layers >= LAST, TEXT, format!("num_hidden_layers is {layers}; at least {LAST} are needed"))?;
     let (context, hidden) = (config.joint_attention_dim, LAYERS.len() * text.hidden_size);
     let message = format!("joint_attention_dim is {context}, but three states of {TEXT} have {hidden} channels");
     check(context == hidden, TRANSFORMER, message)?;
-    let (largest, vocabulary) = (tokenizer.largest_id(), text.vocab_size);
-    let message = format!("has ids up to {largest}, but {TEXT} has vocab_size {vocabulary}");
-    check((largest as usize) < vocabulary, tokenizer.file(), message)
+    check_vocabulary((tokenizer.file(), tokenizer.largest_id()), TEXT, text.vocab_size)
 }
 
 /// Tokens of a picture.
@@ -168,20 +156,13 @@ const MOST_REFERENCES: usize = 4;
 
 /// The card that the configurations alone give.
 fn card(distilled: bool, multiple: u32, schedulers: &Schedulers) -> ModelCard {
-    let (sampler, samplers, description) = schedulers.describe();
-    let native = NATIVE.next_multiple_of(multiple);
+    let side = NATIVE.next_multiple_of(multiple);
+    let native = Size { width: side, height: side };
+    // The network takes any size; far beyond the native one, pictures repeat themselves.
+    let sizes = Sizes::Any { multiple, min: multiple, max: 4 * side };
     ModelCard {
-        family: "flux2-klein".to_owned(),
-        description,
-        subjects: Vec::new(),
-        native: Size { width: native, height: native },
-        // The network takes any size; far beyond the native one, pictures repeat themselves.
-        sizes: Sizes::Any { multiple, min: multiple, max: 4 * native },
-        fit: Fit::Exact,
         steps: if distilled { DISTILLED_STEPS } else { STEPS },
         guidance: if distilled { DISTILLED_GUIDANCE } else { GUIDANCE },
-        sampler,
-        samplers,
         abilities: Abilities {
             // A distilled model has no second prompt to be guided from.
             negative_prompt: !distilled,
@@ -192,10 +173,7 @@ fn card(distilled: bool, multiple: u32, schedulers: &Schedulers) -> ModelCard {
             ..Abilities::default()
         },
         context_tokens: CONTEXT,
-        clip_layers: 0,
-        parameters: 0,
-        dtype: String::new(),
-        scheduler: schedulers.own().clone(),
+        ..schedulers.card("flux2-klein", native, sizes)
     }
 }
 
@@ -232,6 +210,8 @@ impl Pipeline for Flux2Klein {
     }
 
     parts_come_and_go!();
+
+    latents_become_pictures!(latents);
 
     fn guided(&self, spec: &RenderSpec) -> bool {
         spec.guidance > 1.0 && !self.distilled
@@ -318,22 +298,10 @@ impl Pipeline for Flux2Klein {
         })
     }
 
-    fn decode(&self, latents: &[Tensor]) -> Result<Vec<RgbImage>> {
-        self.latents.decode(latents)
-    }
-
-    fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
-        self.latents.preview(latents)
-    }
-
     fn row_bytes(&self, width: u32, height: u32) -> u64 {
         let tokens = tokens(Size { width, height }, self.latents.factor()) + CONTEXT;
         let size = self.placement.dtype.size_in_bytes();
         dit_memory::row_bytes(tokens, self.config.width(), self.config.hidden(), self.config.num_attention_heads, size)
-    }
-
-    fn decode_bytes(&self, width: u32, height: u32) -> u64 {
-        self.latents.decode_bytes(width, height)
     }
 }
 

@@ -2,16 +2,14 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::opening::Opening;
 use super::parts::{Lazy, Turns};
 use super::{Placement, pixels};
 use crate::autoencoders::{AutoencoderKl, AutoencoderKlConfig, Tiling};
 use crate::samplers::Noise;
-use crate::weights::Repository;
 use crate::{Error, ModelCard, Part, Result, RgbImage, Size};
 
-/// The autoencoder's folder, and its configuration.
-pub(super) const PART: &str = "vae";
-/// The file that errors name.
+/// The autoencoder's configuration.
 pub(super) const CONFIG: &str = "vae/config.json";
 
 /// Pictures of more pixels than this are encoded and decoded in tiles: a megapixel, and what the sizes that models are
@@ -33,26 +31,44 @@ pub(super) struct LatentSpace {
     dtype: DType,
 }
 
+/// What [`crate::Pipeline`] says of latents that are decoded, by where the model keeps its [`LatentSpace`]: alike in every
+/// family.
+macro_rules! latents_become_pictures {
+    ($($latents:ident).+) => {
+        fn decode(&self, latents: &[candle_core::Tensor]) -> $crate::Result<Vec<$crate::RgbImage>> {
+            self.$($latents).+.decode(latents)
+        }
+
+        fn preview(&self, latents: &candle_core::Tensor) -> $crate::Result<$crate::RgbImage> {
+            self.$($latents).+.preview(latents)
+        }
+
+        fn decode_bytes(&self, width: u32, height: u32) -> u64 {
+            self.$($latents).+.decode_bytes(width, height)
+        }
+    };
+}
+pub(super) use latents_become_pictures;
+
 /// The type that an autoencoder computes in: those that say so overflow in f16.
 pub(super) fn vae_dtype(config: &AutoencoderKlConfig, placement: &Placement) -> DType {
     if config.force_upcast && placement.dtype == DType::F16 { DType::F32 } else { placement.dtype }
 }
 
 impl LatentSpace {
-    /// The latents of the model in `repository`; `part` is its autoencoder.
+    /// The latents of a model; `part` is its autoencoder.
     pub(super) fn new(
-        repository: &Repository,
+        opening: Opening,
         config: AutoencoderKlConfig,
         part: Part,
         turns: &std::sync::Arc<Turns>,
-        placement: &Placement,
     ) -> Self {
-        let (dtype, device) = (vae_dtype(&config, placement), placement.device.clone());
-        let build = {
-            let (repository, config, device) = (repository.clone(), config.clone(), device.clone());
-            move || AutoencoderKl::new(&config, &repository.tensors(PART, dtype, &device)?)
-        };
-        Self { config, vae: Lazy::new(part, turns, build), device, dtype }
+        let placement = Placement { dtype: vae_dtype(&config, opening.placement), ..opening.placement.clone() };
+        let built = config.clone();
+        let opening = Opening { placement: &placement, ..opening };
+        let vae = opening.lazy(part, turns, move |weights| AutoencoderKl::new(&built, weights));
+        let Placement { device, dtype, .. } = placement;
+        Self { config, vae, device, dtype }
     }
 
     /// The autoencoder's configuration.

@@ -7,6 +7,7 @@ mod flux;
 mod flux2;
 mod guidance;
 mod latent_space;
+mod opening;
 mod parts;
 mod pixels;
 mod rows;

@@ -1,8 +1,9 @@
 //! A model's scheduler file, as diffusers' pipelines read it.
 
+use super::opening::check;
 use crate::samplers::{ModelKind, Plan, PlanContext, SamplerInfo, SamplingSpec, SchedulerConfig, catalogue, find};
 use crate::weights::Repository;
-use crate::{Error, Result};
+use crate::{Abilities, Error, Fit, ModelCard, Result, Size, Sizes};
 
 /// Where the file is.
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
@@ -39,6 +40,21 @@ impl Schedulers {
         Ok(Self { own: file.clone(), chosen: file })
     }
 
+    /// Reads the file of a model that is a flow, whose scheduler must be for flows.
+    ///
+    /// # Errors
+    /// Names the file and the key when it cannot be read, or is for diffusion models.
+    pub(super) fn read_flow(repository: &Repository) -> Result<Self> {
+        let schedulers = Self::read(repository)?;
+        let class = schedulers.own.class_name.as_deref().unwrap_or_default();
+        let message = format_args!(
+            "_class_name is {class:?}, for diffusion models; a scheduler for flows is expected, such as \
+             FlowMatchEulerDiscreteScheduler"
+        );
+        check(schedulers.own.is_flow(), SCHEDULER, message)?;
+        Ok(schedulers)
+    }
+
     /// Reads the file with the corrections of the Stable Diffusion 1.x and 2.x pipelines.
     ///
     /// # Errors
@@ -67,10 +83,34 @@ impl Schedulers {
         &self.own
     }
 
+    /// The card of a model of this family, native size and sizes, with what its scheduler file says; the rest is the
+    /// family's to say, and what no file does.
+    pub(super) fn card(&self, family: &str, native: Size, sizes: Sizes) -> ModelCard {
+        let (sampler, samplers, description) = self.describe();
+        ModelCard {
+            family: family.to_owned(),
+            description,
+            subjects: Vec::new(),
+            native,
+            sizes,
+            fit: Fit::Exact,
+            steps: 0,
+            guidance: 0.0,
+            sampler,
+            samplers,
+            abilities: Abilities::default(),
+            context_tokens: 0,
+            clip_layers: 0,
+            parameters: 0,
+            dtype: String::new(),
+            scheduler: self.own.clone(),
+        }
+    }
+
     /// What the scheduler file says of a model's card: the sampler that requests have unless they name one, every sampler
     /// they may name, and a sentence where the model's own is not written yet, which is no reason to refuse a model that
     /// any sampler can draw with.
-    pub(super) fn describe(&self) -> (String, Vec<String>, String) {
+    fn describe(&self) -> (String, Vec<String>, String) {
         let kind = if self.own.is_flow() { ModelKind::Flow } else { ModelKind::Diffusion };
         let fits = |info: &&SamplerInfo| info.kind == ModelKind::Any || info.kind == kind;
         let samplers = catalogue().iter().filter(fits).map(|info| info.name.to_owned()).collect();

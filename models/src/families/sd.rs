@@ -10,6 +10,8 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::clip::{ClipEncoder, ClipFiles, Layer};
+use super::latent_space::latents_become_pictures;
+use super::opening::Opening;
 use super::parts::{AnyPart, Turns, parts_come_and_go};
 use super::rows::Guided;
 use super::schedulers::{Corrections, Schedulers};
@@ -20,7 +22,7 @@ use super::{Family, Placement};
 use crate::samplers::StrengthRule;
 use crate::text::equal_lengths;
 use crate::weights::{MODEL_INDEX, Repository};
-use crate::{Conditioning, ModelCard, Pipeline, Prompt, RenderSpec, Result, RgbImage, Strengths, Trajectory};
+use crate::{Conditioning, ModelCard, Pipeline, Prompt, RenderSpec, Result, Strengths, Trajectory};
 
 /// The family's line in the list of families.
 pub(super) const FAMILY: Family = Family {
@@ -62,9 +64,9 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let text = ClipFiles::read(repository, "text_encoder", "tokenizer")?;
     files.check_context(text.config().hidden_size, "text_encoder/config.json has hidden_size")?;
 
-    let parts = ["text_encoder", "unet", "vae"];
-    let [text_part, unet_part, vae_part] = parts.map(|part| repository.part(part, placement.value_bytes()));
-    let parts = [text_part?, unet_part?, vae_part?];
+    let opening = Opening { repository, placement };
+    let (text_part, unet_part, vae_part) = (opening.part("text_encoder")?, opening.part("unet")?, opening.part("vae")?);
+    let parts = [&text_part, &unet_part, &vae_part];
     let mut card = files.card(Defaults {
         // 2.x is told by the linear layers that replaced the 1x1 convolutions around its transformers.
         family: if files.unet.use_linear_projection { "sd2" } else { "sd1" },
@@ -75,14 +77,13 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     })?;
     card.context_tokens = text.context();
     card.clip_layers = text.config().num_hidden_layers;
-    let card = files.complete(card, repository, &parts, placement)?;
+    let card = files.complete(card, opening, &parts)?;
 
-    let turns = Turns::new(&parts.iter().collect::<Vec<_>>(), placement.memory);
-    let [text_part, unet_part, vae_part] = parts;
+    let turns = Turns::new(&parts, placement.memory);
     // The pipelines of consistency models spread the steps over what the strength leaves of the schedule.
     let rule = if consistency { StrengthRule::Spread } else { StrengthRule::Truncate };
-    let model = UNetModel::new(repository, (name, card), files, [unet_part, vae_part], &turns, placement);
-    let text = text.encoder(repository, text_part, &turns, placement);
+    let model = UNetModel::new(opening, (name, card), files, [unet_part, vae_part], &turns);
+    let text = text.encoder(opening, text_part, &turns);
     Ok(Arc::new(StableDiffusion { model: model.with_strength_rule(rule), text, turns }))
 }
 
@@ -99,6 +100,8 @@ impl Pipeline for StableDiffusion {
     }
 
     parts_come_and_go!();
+
+    latents_become_pictures!(model.latents);
 
     fn guided(&self, spec: &RenderSpec) -> bool {
         self.model.guided(spec)
@@ -138,20 +141,8 @@ impl Pipeline for StableDiffusion {
         self.model.denoise(rows)
     }
 
-    fn decode(&self, latents: &[Tensor]) -> Result<Vec<RgbImage>> {
-        self.model.latents.decode(latents)
-    }
-
-    fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
-        self.model.latents.preview(latents)
-    }
-
     fn row_bytes(&self, width: u32, height: u32) -> u64 {
         self.model.row_bytes(width, height)
-    }
-
-    fn decode_bytes(&self, width: u32, height: u32) -> u64 {
-        self.model.latents.decode_bytes(width, height)
     }
 }
 

@@ -12,20 +12,21 @@ use candle_core::Tensor;
 
 use self::texts::{TextFiles, Texts};
 use self::unshifted::Unshifted;
-use super::latent_space::{CONFIG as VAE, LatentSpace};
+use super::latent_space::{CONFIG as VAE, LatentSpace, latents_become_pictures};
+use super::opening::Opening;
 use super::parts::{AnyPart, Lazy, Turns, parts_come_and_go};
 use super::rows::{self, Call, Guided, classifier_free};
 use super::schedulers::Schedulers;
 use super::unused::Uses;
-use super::{Family, Placement, card_file, dit_memory, pixels};
+use super::{Family, Placement, dit_memory, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::denoisers::{Sd3, Sd3Condition, Sd3Config, Sd3Hooks};
 use crate::samplers::{Noise, Plan, PlanContext, Repaint, StrengthRule};
 use crate::text::equal_lengths;
 use crate::weights::Repository;
 use crate::{
-    Abilities, BatchKey, Conditioning, Error, Fit, InitImage, ModelCard, Part, Pipeline, Prompt, RenderSpec, Result,
-    RgbImage, Size, Sizes, Strengths, Trajectory,
+    Abilities, BatchKey, Conditioning, Error, InitImage, ModelCard, Part, Pipeline, Prompt, RenderSpec, Result, Size,
+    Sizes, Strengths, Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -36,7 +37,6 @@ pub(super) const FAMILY: Family = Family {
 
 /// The files that are checked against each other.
 const TRANSFORMER: &str = "transformer/config.json";
-const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
 /// diffusers' default steps, guidance and strength of the family.
 const STEPS: usize = 28;
@@ -68,39 +68,32 @@ struct Condition {
 fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Arc<dyn Pipeline>> {
     let config = Sd3Config::from_json(TRANSFORMER, &repository.text(TRANSFORMER)?)?;
     let vae_config = AutoencoderKlConfig::from_json(VAE, &repository.text(VAE)?)?;
-    let schedulers = Schedulers::read(repository)?;
+    let schedulers = Schedulers::read_flow(repository)?;
     let (width, pooled) = (config.joint_attention_dim, config.pooled_projection_dim);
     let texts = TextFiles::read(repository, TRANSFORMER, width, pooled)?;
-    check_parts(&config, &vae_config, &schedulers)?;
+    check_parts(&config, &vae_config)?;
 
-    let part = |part: &str| repository.part(part, placement.value_bytes());
+    let opening = Opening { repository, placement };
     let (text_parts, transformer_part, vae_part) =
-        (texts.parts(repository, placement)?, part("transformer")?, part("vae")?);
+        (texts.parts(opening)?, opening.part("transformer")?, opening.part("vae")?);
     let parts: Vec<&Part> = text_parts.iter().chain([&transformer_part, &vae_part]).collect();
-    let mut card = card(&config, &vae_config, &schedulers)?;
-    card.context_tokens = texts.context_tokens();
-    card.clip_layers = texts.clip_layers();
-    card.parameters = parts.iter().map(|part| part.parameters).sum();
-    placement.dtype.as_str().clone_into(&mut card.dtype);
-    card_file::apply(repository, &mut card)?;
-    schedulers.check(&card.sampler, card.steps, context(card.native, vae_config.factor() * config.patch_size))?;
+    let card = card(&config, &vae_config, &schedulers, &texts)?;
+    let of_card = |card: &ModelCard| context(card.native, vae_config.factor() * config.patch_size);
+    let card = opening.complete(card, &parts, &schedulers, of_card)?;
 
     let turns = Turns::new(&parts, placement.memory);
-    let latents = LatentSpace::new(repository, vae_config, vae_part, &turns, placement);
+    let latents = LatentSpace::new(opening, vae_config, vae_part, &turns);
     let joint_tokens = texts.joint_tokens();
-    let transformer = {
-        let (repository, config, placement) = (repository.clone(), config.clone(), placement.clone());
-        move || Sd3::new(&config, &repository.tensors("transformer", placement.dtype, &placement.device)?)
-    };
+    let built = config.clone();
     Ok(Arc::new(StableDiffusion3 {
         name: name.to_owned(),
         card,
         placement: placement.clone(),
         config,
         schedulers,
-        texts: texts.open(repository, placement, text_parts, &turns),
+        texts: texts.open(opening, text_parts, &turns),
         joint_tokens,
-        transformer: Lazy::new(transformer_part, &turns, transformer),
+        transformer: opening.lazy(transformer_part, &turns, move |weights| Sd3::new(&built, weights)),
         latents,
         turns,
     }))
@@ -118,7 +111,7 @@ fn inpainting_channels(latents: usize) -> usize {
 }
 
 /// Refuses parts that are not made for each other.
-fn check_parts(config: &Sd3Config, vae: &AutoencoderKlConfig, schedulers: &Schedulers) -> Result<()> {
+fn check_parts(config: &Sd3Config, vae: &AutoencoderKlConfig) -> Result<()> {
     let refuse = |file: &str, message: String| Err(Error::file(file, message));
     let (inputs, outputs, latents) = (config.in_channels, config.out_channels(), vae.latent_channels);
     let inpainting = inpainting_channels(latents);
@@ -141,38 +134,29 @@ fn check_parts(config: &Sd3Config, vae: &AutoencoderKlConfig, schedulers: &Sched
         );
         return refuse(TRANSFORMER, message);
     }
-    if !schedulers.own().is_flow() {
-        let class = schedulers.own().class_name.as_deref().unwrap_or_default();
-        let message = format!(
-            "_class_name is {class:?}, for diffusion models; a scheduler for flows is expected, such as \
-            FlowMatchEulerDiscreteScheduler"
-        );
-        return refuse(SCHEDULER, message);
-    }
     Ok(())
 }
 
 /// The card that the configurations alone give.
-fn card(config: &Sd3Config, vae: &AutoencoderKlConfig, schedulers: &Schedulers) -> Result<ModelCard> {
+fn card(
+    config: &Sd3Config,
+    vae: &AutoencoderKlConfig,
+    schedulers: &Schedulers,
+    texts: &TextFiles,
+) -> Result<ModelCard> {
     let pixels = |side: usize| {
         let side = u32::try_from(side * vae.factor());
         side.map_err(|_| Error::file(TRANSFORMER, "sample_size and pos_embed_max_size are too large for pictures"))
     };
-    let (multiple, native) = (pixels(config.patch_size)?, pixels(config.sample_size)?);
-    let (sampler, samplers, description) = schedulers.describe();
+    let (multiple, side) = (pixels(config.patch_size)?, pixels(config.sample_size)?);
+    let native = Size { width: side, height: side };
+    let sizes = Sizes::Any { multiple, min: multiple, max: pixels(config.pos_embed_max_size * config.patch_size)? };
+    // 3.5 is told by its normalised queries and keys.
+    let family = if config.qk_norm.is_some() { "sd3.5" } else { "sd3" };
     let paints_only = config.in_channels != vae.latent_channels;
     Ok(ModelCard {
-        // 3.5 is told by its normalised queries and keys.
-        family: if config.qk_norm.is_some() { "sd3.5" } else { "sd3" }.to_owned(),
-        description,
-        subjects: Vec::new(),
-        native: Size { width: native, height: native },
-        sizes: Sizes::Any { multiple, min: multiple, max: pixels(config.pos_embed_max_size * config.patch_size)? },
-        fit: Fit::Exact,
         steps: STEPS,
         guidance: GUIDANCE,
-        sampler,
-        samplers,
         abilities: Abilities {
             negative_prompt: true,
             clip_skip: true,
@@ -183,11 +167,9 @@ fn card(config: &Sd3Config, vae: &AutoencoderKlConfig, schedulers: &Schedulers) 
             strengths: Strengths { image_to_image: STRENGTH, inpaint: STRENGTH },
             ..Abilities::default()
         },
-        context_tokens: 0,
-        clip_layers: 0,
-        parameters: 0,
-        dtype: String::new(),
-        scheduler: schedulers.own().clone(),
+        context_tokens: texts.context_tokens(),
+        clip_layers: texts.clip_layers(),
+        ..schedulers.card(family, native, sizes)
     })
 }
 
@@ -276,6 +258,8 @@ impl Pipeline for StableDiffusion3 {
 
     parts_come_and_go!();
 
+    latents_become_pictures!(latents);
+
     fn encode(&self, prompt: &Prompt) -> Result<Conditioning> {
         self.texts.encode(prompt)
     }
@@ -348,22 +332,10 @@ impl Pipeline for StableDiffusion3 {
         })
     }
 
-    fn decode(&self, latents: &[Tensor]) -> Result<Vec<RgbImage>> {
-        self.latents.decode(latents)
-    }
-
-    fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
-        self.latents.preview(latents)
-    }
-
     fn row_bytes(&self, width: u32, height: u32) -> u64 {
         let side = self.token_side() as u32;
         let tokens = self.joint_tokens + (width / side * (height / side)) as usize;
         let (width, heads) = (self.config.width(), self.config.num_attention_heads);
         dit_memory::row_bytes(tokens, width, 4 * width, heads, self.placement.dtype.size_in_bytes())
-    }
-
-    fn decode_bytes(&self, width: u32, height: u32) -> u64 {
-        self.latents.decode_bytes(width, height)
     }
 }

@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::clip::{ClipEncoder, ClipFiles, Encoded, Layer};
+use super::latent_space::latents_become_pictures;
+use super::opening::Opening;
 use super::parts::{AnyPart, Turns, parts_come_and_go};
 use super::rows::Guided;
 use super::schedulers::Schedulers;
@@ -20,9 +22,7 @@ use super::{Family, Placement};
 use crate::denoisers::AdditionEmbedType;
 use crate::text::equal_lengths;
 use crate::weights::{MODEL_INDEX, Repository};
-use crate::{
-    Conditioning, Error, ModelCard, Part, Pipeline, Prompt, RenderSpec, Result, RgbImage, Strengths, Trajectory,
-};
+use crate::{Conditioning, Error, ModelCard, Part, Pipeline, Prompt, RenderSpec, Result, Strengths, Trajectory};
 
 /// The family's line in the list of families.
 pub(super) const FAMILY: Family = Family {
@@ -76,8 +76,10 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let texts = encoders.iter().map(read).collect::<Result<Vec<_>>>()?;
     check_parts(&files, &texts, aesthetics)?;
 
-    let names = encoders.iter().map(|(part, _)| *part).chain(["unet", "vae"]);
-    let mut parts = names.map(|part| repository.part(part, placement.value_bytes())).collect::<Result<Vec<_>>>()?;
+    let opening = Opening { repository, placement };
+    let text_parts = encoders.iter().map(|(part, _)| opening.part(part)).collect::<Result<Vec<_>>>()?;
+    let (unet_part, vae_part) = (opening.part("unet")?, opening.part("vae")?);
+    let parts: Vec<&Part> = text_parts.iter().chain([&unet_part, &vae_part]).collect();
     let mut card = files.card(Defaults {
         family: if aesthetics { "sdxl_refiner" } else { "sdxl" },
         steps: 50,
@@ -90,15 +92,12 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     // The states are the last but one layer's, and `clip_skip` counts from there.
     let layers = texts.iter().map(|text| text.config().num_hidden_layers).min();
     card.clip_layers = layers.unwrap_or_default().saturating_sub(1);
-    let card = files.complete(card, repository, &parts, placement)?;
+    let card = files.complete(card, opening, &parts)?;
 
-    let turns = Turns::new(&parts.iter().collect::<Vec<_>>(), placement.memory);
-    let others = parts.split_off(texts.len());
-    let others =
-        <[Part; 2]>::try_from(others).map_err(|_| Error::file(MODEL_INDEX, "the model's parts are not known"))?;
-    let model = UNetModel::new(repository, (name, card), files, others, &turns, placement);
-    let encoder = |(text, part): (ClipFiles, Part)| text.encoder(repository, part, &turns, placement);
-    let texts = texts.into_iter().zip(parts).map(encoder).collect();
+    let turns = Turns::new(&parts, placement.memory);
+    let model = UNetModel::new(opening, (name, card), files, [unet_part, vae_part], &turns);
+    let encoder = |(text, part): (ClipFiles, Part)| text.encoder(opening, part, &turns);
+    let texts = texts.into_iter().zip(text_parts).map(encoder).collect();
     Ok(Arc::new(StableDiffusionXl { model, texts, zeros, aesthetics, turns }))
 }
 
@@ -175,6 +174,8 @@ impl Pipeline for StableDiffusionXl {
 
     parts_come_and_go!();
 
+    latents_become_pictures!(model.latents);
+
     fn guided(&self, spec: &RenderSpec) -> bool {
         self.model.guided(spec)
     }
@@ -222,19 +223,7 @@ impl Pipeline for StableDiffusionXl {
         self.model.denoise(rows)
     }
 
-    fn decode(&self, latents: &[Tensor]) -> Result<Vec<RgbImage>> {
-        self.model.latents.decode(latents)
-    }
-
-    fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
-        self.model.latents.preview(latents)
-    }
-
     fn row_bytes(&self, width: u32, height: u32) -> u64 {
         self.model.row_bytes(width, height)
-    }
-
-    fn decode_bytes(&self, width: u32, height: u32) -> u64 {
-        self.model.latents.decode_bytes(width, height)
     }
 }

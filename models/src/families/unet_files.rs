@@ -1,13 +1,13 @@
 //! The files that every family with a UNet has, and the card that they give.
 
 use super::latent_space::CONFIG as VAE;
+use super::opening::Opening;
 use super::schedulers::Schedulers;
-use super::{Placement, card_file};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::denoisers::{SampleSize, UNetConfig};
 use crate::samplers::PlanContext;
 use crate::weights::Repository;
-use crate::{Abilities, Error, Fit, ModelCard, Part, Result, Size, Sizes, Strengths};
+use crate::{Abilities, Error, ModelCard, Part, Result, Size, Sizes, Strengths};
 
 /// The file that errors about the UNet name.
 pub(super) const UNET: &str = "unet/config.json";
@@ -92,19 +92,12 @@ impl Files {
             return Err(Error::file(UNET, "sample_size is missing; the native side of the latents is expected"));
         }
         let native = Size { width: wide as u32 * factor, height: high as u32 * factor };
-        let (sampler, samplers, description) = self.schedulers.describe();
+        // The network takes any size; far beyond the native one, pictures repeat themselves.
+        let max = (4 * native.width.max(native.height)).max(1024);
+        let sizes = Sizes::Any { multiple: factor, min: factor, max };
         Ok(ModelCard {
-            family: family.to_owned(),
-            description,
-            subjects: Vec::new(),
-            native,
-            // The network takes any size; far beyond the native one, pictures repeat themselves.
-            sizes: Sizes::Any { multiple: factor, min: factor, max: (4 * native.width.max(native.height)).max(1024) },
-            fit: Fit::Exact,
             steps,
             guidance,
-            sampler,
-            samplers,
             abilities: Abilities {
                 // A distilled model is told its guidance, and has no second prompt to be guided from.
                 negative_prompt: self.unet.time_cond_proj_dim.is_none(),
@@ -118,11 +111,7 @@ impl Files {
                 strengths,
                 ..Abilities::default()
             },
-            context_tokens: 0,
-            clip_layers: 0,
-            parameters: 0,
-            dtype: String::new(),
-            scheduler: self.schedulers.own().clone(),
+            ..self.schedulers.card(family, native, sizes)
         })
     }
 
@@ -130,17 +119,7 @@ impl Files {
     ///
     /// # Errors
     /// Names the file and the key where the card file or the scheduler's cannot be.
-    pub(super) fn complete(
-        &self,
-        mut card: ModelCard,
-        repository: &Repository,
-        parts: &[Part],
-        placement: &Placement,
-    ) -> Result<ModelCard> {
-        card.parameters = parts.iter().map(|part| part.parameters).sum();
-        placement.dtype.as_str().clone_into(&mut card.dtype);
-        card_file::apply(repository, &mut card)?;
-        self.schedulers.check(&card.sampler, card.steps, PlanContext::default())?;
-        Ok(card)
+    pub(super) fn complete(&self, card: ModelCard, opening: Opening, parts: &[&Part]) -> Result<ModelCard> {
+        opening.complete(card, parts, &self.schedulers, |_| PlanContext::default())
     }
 }

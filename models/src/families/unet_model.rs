@@ -9,6 +9,7 @@ use candle_core::Tensor;
 
 use super::guidance::distilled_guidance;
 use super::latent_space::LatentSpace;
+use super::opening::Opening;
 use super::parts::{Lazy, Turns};
 use super::rows::{self, Call, classifier_free};
 use super::schedulers::Schedulers;
@@ -16,7 +17,6 @@ use super::unet_files::Files;
 use super::{Placement, pixels, unet_memory};
 use crate::denoisers::{Adapters, AddedContext, Condition, Context, Hooks, UNet, UNetConfig};
 use crate::samplers::{Noise, Plan, PlanContext, Repaint, Sampler, StrengthRule};
-use crate::weights::Repository;
 use crate::{
     BatchKey, Conditioning, Error, GrayImage, InitImage, ModelCard, Part, RenderSpec, Result, Stage, Trajectory,
 };
@@ -58,22 +58,18 @@ pub(super) struct Added<'a> {
 impl UNetModel {
     /// The model `name` of these files, whose UNet's and autoencoder's weights are those of `parts`.
     pub(super) fn new(
-        repository: &Repository,
+        opening: Opening,
         (name, card): (&str, ModelCard),
         files: Files,
         [unet, vae]: [Part; 2],
         turns: &Arc<Turns>,
-        placement: &Placement,
     ) -> Self {
-        let build = {
-            let (repository, config, placement) = (repository.clone(), files.unet.clone(), placement.clone());
-            move || UNet::new(&config, &repository.tensors("unet", placement.dtype, &placement.device)?)
-        };
+        let config = files.unet.clone();
         Self {
             card,
-            placement: placement.clone(),
-            unet: Lazy::new(unet, turns, build),
-            latents: LatentSpace::new(repository, files.vae, vae, turns, placement),
+            placement: opening.placement.clone(),
+            unet: opening.lazy(unet, turns, move |weights| UNet::new(&config, weights)),
+            latents: LatentSpace::new(opening, files.vae, vae, turns),
             name: name.to_owned(),
             config: files.unet,
             schedulers: files.schedulers,

@@ -7,20 +7,21 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::latent_space::LatentSpace;
+use super::latent_space::{CONFIG as VAE, LatentSpace, latents_become_pictures};
+use super::opening::{Opening, check, check_vocabulary};
 use super::parts::{AnyPart, Lazy, Turns, parts_come_and_go};
 use super::rows::{self, Call, Guided};
 use super::schedulers::Schedulers;
 use super::unused::{Uses, check_prompt};
-use super::{Family, Placement, card_file, dit_memory, pixels};
+use super::{Family, Placement, dit_memory, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::denoisers::{Adapters, ZImage, ZImageCondition, ZImageConfig};
 use crate::samplers::{PlanContext, Repaint, StrengthRule};
 use crate::text::{Qwen3, Qwen3Config, QwenTokenizer, Thinking, Tokens};
 use crate::weights::Repository;
 use crate::{
-    Abilities, BatchKey, Conditioning, Error, Fit, InitImage, ModelCard, Pipeline, Prompt, RenderSpec, Result,
-    RgbImage, Size, Sizes, Trajectory,
+    Abilities, BatchKey, Conditioning, Error, InitImage, ModelCard, Pipeline, Prompt, RenderSpec, Result, Size, Sizes,
+    Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -29,7 +30,6 @@ pub(super) const FAMILY: Family =
 
 /// The files that are checked against each other.
 const TRANSFORMER: &str = "transformer/config.json";
-const VAE: &str = "vae/config.json";
 const TEXT: &str = "text_encoder/config.json";
 
 /// Tokens of a prompt, its template included; diffusers' `max_sequence_length`.
@@ -53,7 +53,8 @@ struct ZImageModel {
     card: ModelCard,
     placement: Placement,
     tokenizer: QwenTokenizer,
-    text_config: Qwen3Config,
+    /// The hidden state of the text encoder that conditions the transformer.
+    state: usize,
     config: ZImageConfig,
     schedulers: Schedulers,
     turns: Arc<Turns>,
@@ -67,42 +68,34 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let config = ZImageConfig::from_json(TRANSFORMER, &repository.text(TRANSFORMER)?)?;
     let vae_config = AutoencoderKlConfig::from_json(VAE, &repository.text(VAE)?)?;
     let text_config = Qwen3Config::from_json(TEXT, &repository.text(TEXT)?)?;
-    let schedulers = Schedulers::read(repository)?;
+    let schedulers = Schedulers::read_flow(repository)?;
     let tokenizer = QwenTokenizer::open(repository, "tokenizer")?;
     check_parts(&config, &vae_config, &text_config, &tokenizer)?;
 
-    let parts = ["text_encoder", "transformer", "vae"];
-    let [text_part, transformer_part, vae_part] = parts.map(|part| repository.part(part, placement.value_bytes()));
-    let (text_part, transformer_part, vae_part) = (text_part?, transformer_part?, vae_part?);
-    let mut card = card(&config, &vae_config, &schedulers);
-    card.parameters = text_part.parameters + transformer_part.parameters + vae_part.parameters;
-    placement.dtype.as_str().clone_into(&mut card.dtype);
-    card_file::apply(repository, &mut card)?;
-    schedulers.check(&card.sampler, card.steps, context(card.native, vae_config.factor()))?;
+    let opening = Opening { repository, placement };
+    let state = last_state(&text_config);
+    let text_part = opening.part_of("text_encoder", |key| text_config.loads(key, state))?;
+    let (transformer_part, vae_part) = (opening.part("transformer")?, opening.part("vae")?);
+    let parts = [&text_part, &transformer_part, &vae_part];
+    let card = card(&config, &vae_config, &schedulers);
+    let of_card = |card: &ModelCard| context(card.native, vae_config.factor());
+    let card = opening.complete(card, &parts, &schedulers, of_card)?;
 
-    let turns = Turns::new(&[&text_part, &transformer_part, &vae_part], placement.memory);
-    let latents = LatentSpace::new(repository, vae_config, vae_part, &turns, placement);
-    let text = {
-        let (repository, config, placement) = (repository.clone(), text_config.clone(), placement.clone());
-        move || {
-            let weights = repository.tensors("text_encoder", placement.dtype, &placement.device)?;
-            Qwen3::up_to(&config, &weights, last_state(&config))
-        }
-    };
-    let transformer = {
-        let (repository, config, placement) = (repository.clone(), config.clone(), placement.clone());
-        move || ZImage::new(&config, &repository.tensors("transformer", placement.dtype, &placement.device)?)
-    };
+    let turns = Turns::new(&parts, placement.memory);
+    let latents = LatentSpace::new(opening, vae_config, vae_part, &turns);
+    let text = opening.lazy(text_part, &turns, move |weights| Qwen3::up_to(&text_config, weights, state));
+    let built = config.clone();
+    let transformer = opening.lazy(transformer_part, &turns, move |weights| ZImage::new(&built, weights));
     Ok(Arc::new(ZImageModel {
         name: name.to_owned(),
         card,
         placement: placement.clone(),
         tokenizer,
-        text_config,
+        state,
         config,
         schedulers,
-        text: Lazy::new(text_part, &turns, text),
-        transformer: Lazy::new(transformer_part, &turns, transformer),
+        text,
+        transformer,
         latents,
         turns,
     }))
@@ -115,18 +108,13 @@ fn check_parts(
     text: &Qwen3Config,
     tokenizer: &QwenTokenizer,
 ) -> Result<()> {
-    let check = |right: bool, file: &str, message: String| {
-        if right { Ok(()) } else { Err(Error::file(file, message)) }
-    };
     let (channels, latents) = (config.in_channels, vae.latent_channels);
     let message = format!("in_channels is {channels}, but {VAE} has latent_channels {latents}");
     check(channels == latents, TRANSFORMER, message)?;
     let (context, hidden) = (config.cap_feat_dim, text.hidden_size);
     let message = format!("cap_feat_dim is {context}, but {TEXT} has hidden_size {hidden}");
     check(context == hidden, TRANSFORMER, message)?;
-    let (largest, vocabulary) = (tokenizer.largest_id(), text.vocab_size);
-    let message = format!("has ids up to {largest}, but {TEXT} has vocab_size {vocabulary}");
-    check((largest as usize) < vocabulary, tokenizer.file(), message)
+    check_vocabulary((tokenizer.file(), tokenizer.largest_id()), TEXT, text.vocab_size)
 }
 
 /// The hidden state that conditions the transformer: the last but one.
@@ -142,23 +130,16 @@ fn context(size: Size, factor: usize) -> PlanContext {
 
 /// The card that the configurations alone give.
 fn card(config: &ZImageConfig, vae: &AutoencoderKlConfig, schedulers: &Schedulers) -> ModelCard {
-    let (sampler, samplers, description) = schedulers.describe();
     let multiple = (vae.factor() * ZImageConfig::PATCH) as u32;
-    let native = NATIVE.next_multiple_of(multiple);
+    let side = NATIVE.next_multiple_of(multiple);
     let longest = (config.longest_side() * vae.factor()) as u32;
+    let native = Size { width: side.min(longest), height: side.min(longest) };
+    // Far beyond the native size, pictures repeat themselves.
+    let sizes = Sizes::Any { multiple, min: multiple, max: (4 * side).min(longest) };
     let turbo = schedulers.own().shift.is_some_and(|shift| shift <= TURBO_SHIFT);
     ModelCard {
-        family: "z-image".to_owned(),
-        description,
-        subjects: Vec::new(),
-        native: Size { width: native.min(longest), height: native.min(longest) },
-        // Far beyond the native size, pictures repeat themselves.
-        sizes: Sizes::Any { multiple, min: multiple, max: (4 * native).min(longest) },
-        fit: Fit::Exact,
         steps: if turbo { TURBO_STEPS } else { STEPS },
         guidance: if turbo { TURBO_GUIDANCE } else { GUIDANCE },
-        sampler,
-        samplers,
         abilities: Abilities {
             negative_prompt: true,
             guided_from_zero: true,
@@ -167,10 +148,7 @@ fn card(config: &ZImageConfig, vae: &AutoencoderKlConfig, schedulers: &Scheduler
             ..Abilities::default()
         },
         context_tokens: CONTEXT,
-        clip_layers: 0,
-        parameters: 0,
-        dtype: String::new(),
-        scheduler: schedulers.own().clone(),
+        ..schedulers.card("z-image", native, sizes)
     }
 }
 
@@ -225,6 +203,8 @@ impl Pipeline for ZImageModel {
 
     parts_come_and_go!();
 
+    latents_become_pictures!(latents);
+
     fn guided(&self, spec: &RenderSpec) -> bool {
         spec.guidance > 0.0
     }
@@ -238,8 +218,7 @@ impl Pipeline for ZImageModel {
         let ids: Vec<u32> = ids.into_iter().zip(mask).filter(|(_, shown)| *shown != 0).map(|(id, _)| id).collect();
         let length = ids.len();
         let ids = Tensor::from_vec(ids, (1, length), &self.placement.device)?;
-        let state = last_state(&self.text_config);
-        let states = self.text.with(|text| text.hidden_states(&ids, None, &[state]))?;
+        let states = self.text.with(|text| text.hidden_states(&ids, None, &[self.state]))?;
         let states = Tensor::cat(&states, 2)?.squeeze(0)?;
         Ok(Conditioning { states, pooled: None, mask: None, tokens: count, truncated })
     }
@@ -305,22 +284,10 @@ impl Pipeline for ZImageModel {
             .with(|network| rows::step(rows, beyond, |call: &Call<'_, ZImageCondition>| predict(network, call)))
     }
 
-    fn decode(&self, latents: &[Tensor]) -> Result<Vec<RgbImage>> {
-        self.latents.decode(latents)
-    }
-
-    fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
-        self.latents.preview(latents)
-    }
-
     fn row_bytes(&self, width: u32, height: u32) -> u64 {
         let side = self.latents.factor() * ZImageConfig::PATCH;
         let tokens = (width as usize / side) * (height as usize / side) + CONTEXT;
         let size = self.placement.dtype.size_in_bytes();
         dit_memory::row_bytes(tokens, self.config.dim, self.config.hidden(), self.config.n_heads, size)
-    }
-
-    fn decode_bytes(&self, width: u32, height: u32) -> u64 {
-        self.latents.decode_bytes(width, height)
     }
 }

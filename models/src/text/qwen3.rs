@@ -133,6 +133,17 @@ impl Qwen3Config {
         check("use_sliding_window", !windowed, message)
     }
 
+    /// Whether [`Qwen3::up_to`] this layer loads the tensor of this key, in either of the two spellings: not the layers behind
+    /// it, nor the output layer.
+    pub fn loads(&self, key: &str, last: usize) -> bool {
+        let key = key.strip_prefix("model.").unwrap_or(key);
+        match key.strip_prefix("layers.") {
+            Some(rest) => rest.split('.').next().and_then(|at| at.parse().ok()).is_some_and(|at: usize| at < last),
+            None if key == "norm.weight" => last >= self.num_hidden_layers,
+            None => key == "embed_tokens.weight",
+        }
+    }
+
     fn key_value_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
@@ -366,6 +377,8 @@ fn rms_norm(weights: &Tensors, width: usize, eps: f64) -> Result<RmsNorm> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use candle_core::Device;
 
     use super::*;
@@ -424,6 +437,19 @@ mod tests {
         let short = Qwen3::up_to(&config(), &weights, 2).unwrap();
         assert_eq!(numbers(&short.hidden_states(&ids, None, &[2]).unwrap()[0]), numbers(&all[2]));
         assert!(short.hidden_states(&ids, None, &[3]).is_err());
+    }
+
+    #[test]
+    fn the_tensors_that_it_says_it_loads_are_those_that_it_asks_for() {
+        let config = config();
+        let whole = weights_for(|weights| Qwen3::new(&config, weights));
+        for last in 0..=3 {
+            let asked = weights_for(|weights| Qwen3::up_to(&config, weights, last));
+            let said: BTreeSet<&String> = whole.keys().filter(|key| config.loads(key, last)).collect();
+            assert_eq!(said, asked.keys().collect(), "up to layer {last}");
+        }
+        // The output layer is asked for by none, and either spelling is known.
+        assert!(!config.loads("lm_head.weight", 3) && config.loads("layers.1.mlp.up_proj.weight", 2));
     }
 
     #[test]

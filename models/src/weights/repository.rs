@@ -310,6 +310,15 @@ impl Repository {
     /// # Errors
     /// As [`Repository::tensors`].
     pub fn part(&self, part: &str, value_bytes: u64) -> Result<Part> {
+        self.part_of(part, value_bytes, |_| true)
+    }
+
+    /// [`Self::part`] of a network that loads only those tensors whose keys `loads` names: the others are counted among the
+    /// parameters, but take no bytes.
+    ///
+    /// # Errors
+    /// As [`Repository::tensors`].
+    pub fn part_of(&self, part: &str, value_bytes: u64, loads: impl Fn(&str) -> bool) -> Result<Part> {
         let source = self.weights(part)?;
         let (mut parameters, mut bytes, mut stored) = (0, 0, BTreeSet::new());
         for key in source.keys() {
@@ -319,7 +328,9 @@ impl Repository {
             // Tables are looked up in, so they are spread out; the layers that keep few bits are products.
             let table =
                 ["shared.weight", "embed_tokens.weight", "embedding.weight"].iter().any(|end| key.ends_with(end));
-            bytes += info.kept_bytes().filter(|_| !table).unwrap_or(values * value_bytes);
+            if loads(&key) {
+                bytes += info.kept_bytes().filter(|_| !table).unwrap_or(values * value_bytes);
+            }
             stored.insert(info.dtype);
         }
         let stored = stored.into_iter().collect();

@@ -91,6 +91,17 @@ impl Cases {
         open(&repository, &placement, model).unwrap()
     }
 
+    /// Holds what is predicted of the memory of a model's first part to what its file has, less those tensors that nothing
+    /// asks for.
+    pub(crate) fn unasked(&self, model: &str, of: impl Fn(&str) -> bool) {
+        let predicted = self.pipeline(model, DType::F32).parts().remove(0);
+        let repository = Repository::folder(self.folder.join(model)).unwrap();
+        let whole = repository.part(&predicted.name, 4).unwrap();
+        let left = repository.part_of(&predicted.name, 4, of).unwrap().bytes;
+        assert!(left > 0, "{model} has no such tensors");
+        assert_eq!((predicted.parameters, predicted.bytes), (whole.parameters, whole.bytes - left), "{model}");
+    }
+
     /// A tiny pipeline, in this type.
     pub(crate) fn pipeline(&self, model: &str, dtype: DType) -> Arc<dyn Pipeline> {
         let placement = Placement { dtype, ..Placement::CPU };

@@ -1,20 +1,19 @@
 //! What a FLUX.1 model's files say of it.
 
 use super::super::latent_space::CONFIG as VAE;
+use super::super::opening::{check, check_vocabulary};
 use super::super::schedulers::Schedulers;
 use super::{CONTEXT, reference};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::card::Strengths;
 use crate::denoisers::FluxConfig;
 use crate::text::{ClipTextConfig, ClipTokenizer, T5Config, T5Tokenizer};
-use crate::{Abilities, Error, Fit, ModelCard, Result, Size, Sizes};
+use crate::{Abilities, ModelCard, Result, Size, Sizes};
 
 /// The files that are checked against each other.
 pub(super) const TRANSFORMER: &str = "transformer/config.json";
 pub(super) const CLIP: &str = "text_encoder/config.json";
 pub(super) const T5: &str = "text_encoder_2/config.json";
-
-const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
 /// Latent pixels a side of a token.
 pub(super) const MULTIPLE_OF_LATENTS: usize = 2;
@@ -60,20 +59,6 @@ fn defaults(class: &str) -> (usize, f64) {
     }
 }
 
-fn check(right: bool, file: &str, message: String) -> Result<()> {
-    if right { Ok(()) } else { Err(Error::file(file, message)) }
-}
-
-/// Refuses a scheduler that is not for flows.
-pub(super) fn check_schedulers(schedulers: &Schedulers) -> Result<()> {
-    let class = schedulers.own().class_name.as_deref().unwrap_or_default();
-    let message = format!(
-        "_class_name is {class:?}, for diffusion models; a scheduler for flows is expected, such as \
-         FlowMatchEulerDiscreteScheduler"
-    );
-    check(schedulers.own().is_flow(), SCHEDULER, message)
-}
-
 /// Refuses a transformer and an autoencoder that are not made for each other, or for the task.
 pub(super) fn check_channels(task: Task, config: &FluxConfig, vae: &AutoencoderKlConfig) -> Result<()> {
     let (factor, latents) = (vae.factor(), vae.latent_channels);
@@ -112,42 +97,28 @@ pub(super) fn check_texts(
         length.unwrap_or_default()
     );
     check(length.is_none_or(|length| length <= positions), "tokenizer/tokenizer_config.json", message)?;
-    let largest = [
-        (clip_tokenizer.largest_id(), clip_tokenizer.file(), clip.vocab_size, CLIP),
-        (t5_tokenizer.largest_id(), t5_tokenizer.file(), t5.vocab_size, T5),
-    ];
-    for (largest, tokenizer, vocabulary, encoder) in largest {
-        let message = format!("has ids up to {largest}, but {encoder} has vocab_size {vocabulary}");
-        check((largest as usize) < vocabulary, tokenizer, message)?;
-    }
-    Ok(())
+    check_vocabulary((clip_tokenizer.file(), clip_tokenizer.largest_id()), CLIP, clip.vocab_size)?;
+    check_vocabulary((t5_tokenizer.file(), t5_tokenizer.largest_id()), T5, t5.vocab_size)
 }
 
 /// The card that the configurations alone give.
 pub(super) fn card(class: &str, config: &FluxConfig, vae: &AutoencoderKlConfig, schedulers: &Schedulers) -> ModelCard {
     let task = Task::of(class);
-    let (sampler, samplers, description) = schedulers.describe();
     let multiple = (vae.factor() * MULTIPLE_OF_LATENTS) as u32;
-    let native = NATIVE * vae.factor() as u32;
+    let side = NATIVE * vae.factor() as u32;
+    let native = Size { width: side, height: side };
+    // The network takes any size; far beyond the native one, pictures fall apart.
+    let sizes = Sizes::Any { multiple, min: multiple, max: 4 * side };
+    let family = match task {
+        Task::Draw => "flux",
+        Task::Fill => "flux-fill",
+        Task::Edit => "flux-kontext",
+    };
     // A model that is told no guidance has none to be set: it was distilled to need neither that nor many steps.
     let (steps, guidance) = if config.guidance_embeds { defaults(class) } else { (FEW_STEPS, 0.0) };
     ModelCard {
-        family: match task {
-            Task::Draw => "flux",
-            Task::Fill => "flux-fill",
-            Task::Edit => "flux-kontext",
-        }
-        .to_owned(),
-        description,
-        subjects: Vec::new(),
-        native: Size { width: native, height: native },
-        // The network takes any size; far beyond the native one, pictures fall apart.
-        sizes: Sizes::Any { multiple, min: multiple, max: 4 * native },
-        fit: Fit::Exact,
         steps,
         guidance,
-        sampler,
-        samplers,
         abilities: Abilities {
             negative_prompt: task != Task::Fill,
             fixed_guidance: !config.guidance_embeds,
@@ -162,9 +133,6 @@ pub(super) fn card(class: &str, config: &FluxConfig, vae: &AutoencoderKlConfig, 
             ..Abilities::default()
         },
         context_tokens: CONTEXT,
-        clip_layers: 0,
-        parameters: 0,
-        dtype: String::new(),
-        scheduler: schedulers.own().clone(),
+        ..schedulers.card(family, native, sizes)
     }
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::families;
 use crate::samplers::SamplingSpec;
 use crate::weights::BUILTIN_MODEL;
-use crate::{Fit, InitImage, Size};
+use crate::{Fit, InitImage, RgbImage, Size};
 
 const CPU: Placement = Placement::CPU;
 

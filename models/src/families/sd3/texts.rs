@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::families::Placement;
 use crate::families::clip::{ClipEncoder, ClipFiles, Encoded, Layer};
+use crate::families::opening::{Opening, check_vocabulary};
 use crate::families::parts::{AnyPart, Lazy, Turns};
 use crate::text::{T5Config, T5Encoder, T5Prompt, T5Tokenizer, equal_lengths};
 use crate::weights::{MODEL_INDEX, Repository};
@@ -90,43 +91,30 @@ impl TextFiles {
             let message = format!("d_model is {}, but {denoiser} has joint_attention_dim {width}", config.d_model);
             return refuse(T5_CONFIG, message);
         }
-        let (largest, vocabulary) = (tokenizer.largest_id(), config.vocab_size);
-        if largest as usize >= vocabulary {
-            let message = format!("has ids up to {largest}, but {T5_CONFIG} has vocab_size {vocabulary}");
-            return refuse(tokenizer.file(), message);
-        }
-        Ok(())
+        check_vocabulary((tokenizer.file(), tokenizer.largest_id()), T5_CONFIG, config.vocab_size)
     }
 
     /// What each encoder is made of.
     ///
     /// # Errors
     /// When weights are missing or damaged.
-    pub(super) fn parts(&self, repository: &Repository, placement: &Placement) -> Result<Vec<Part>> {
+    pub(super) fn parts(&self, opening: Opening) -> Result<Vec<Part>> {
         let t5 = self.t5.iter().map(|_| T5.0);
         let folders = CLIPS.iter().map(|(folder, _)| *folder).chain(t5);
-        folders.map(|folder| repository.part(folder, placement.value_bytes())).collect()
+        folders.map(|folder| opening.part(folder)).collect()
     }
 
     /// The encoders, whose weights come when they are needed; `parts` are [`Self::parts`].
-    pub(super) fn open(
-        self,
-        repository: &Repository,
-        placement: &Placement,
-        parts: Vec<Part>,
-        turns: &Arc<Turns>,
-    ) -> Texts {
+    pub(super) fn open(self, opening: Opening, parts: Vec<Part>, turns: &Arc<Turns>) -> Texts {
         let clip_tokens = self.clips[0].context();
         let Self { clips, t5, width } = self;
         let mut parts = parts.into_iter();
         let clips = clips.into_iter().zip(parts.by_ref());
-        let clips = clips.map(|(files, part)| files.encoder(repository, part, turns, placement)).collect();
+        let clips = clips.map(|(files, part)| files.encoder(opening, part, turns)).collect();
         let t5 = t5.zip(parts.next()).map(|((config, tokenizer), part)| {
-            let (repository, placement) = (repository.clone(), placement.clone());
-            let build = move || T5Encoder::new(&config, &repository.tensors(T5.0, placement.dtype, &placement.device)?);
-            (tokenizer, Lazy::new(part, turns, build))
+            (tokenizer, opening.lazy(part, turns, move |weights| T5Encoder::new(&config, weights)))
         });
-        Texts { clips, t5, width, clip_tokens, placement: placement.clone() }
+        Texts { clips, t5, width, clip_tokens, placement: opening.placement.clone() }
     }
 
     /// Tokens that a prompt has where it is read furthest.
