@@ -45,6 +45,7 @@ fn main() {
         }));
     }
     let after = busy(&server);
+    shares(&server);
     let (alone, together) = (median(alone), median(together));
     println!("{REQUESTS} requests, one after another       {:>9.2} images/s", REQUESTS as f64 / alone);
     println!("{REQUESTS} requests at once                  {:>9.2} images/s", REQUESTS as f64 / together);
@@ -88,14 +89,42 @@ fn generate(server: &Server, i: u64) {
 
 /// Seconds in model calls, and busy seconds outside them.
 fn busy(server: &Server) -> (f64, f64) {
-    let text = reqwest::blocking::get(format!("{}/metrics", server.url)).unwrap().text().unwrap();
-    let sum = |name: &str| {
-        text.lines()
-            .filter(|line| line.starts_with(name))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
-    };
-    (sum("easel_model_call_seconds_sum"), sum("easel_loop_overhead_seconds_sum"))
+    let text = metrics(server);
+    (sum(&text, "easel_model_call_seconds_sum", ""), sum(&text, "easel_loop_overhead_seconds_sum", ""))
+}
+
+/// Says where the time of everything so far went. The loop waits for its own calls only: files are made and stored beside it,
+/// and so is HTTP, which is what a request takes beyond its job.
+fn shares(server: &Server) {
+    let text = metrics(server);
+    let call = |call: &str| sum(&text, "easel_model_call_seconds_sum", &format!("call=\"{call}\""));
+    let picture = |stage: &str| sum(&text, "easel_picture_seconds_sum", &format!("stage=\"{stage}\""));
+    let http = sum(&text, "easel_http_request_seconds_sum", "route=\"/v1/images/generations\"");
+    let parts = [
+        ("text encoders", call("encode")),
+        ("beginning a picture", call("begin")),
+        ("denoiser and sampler", call("denoise")),
+        ("decoder", call("decode")),
+        ("making files (beside the loop)", picture("encode")),
+        ("storing files (beside the loop)", picture("store")),
+        ("HTTP beyond the jobs", http - sum(&text, "easel_job_latency_seconds_sum", "")),
+    ];
+    let whole: f64 = parts.iter().map(|(_, seconds)| seconds).sum();
+    for (part, seconds) in parts {
+        println!("{part:<34} {:>9.2} % of the work", 100.0 * seconds / whole);
+    }
+}
+
+fn metrics(server: &Server) -> String {
+    reqwest::blocking::get(format!("{}/metrics", server.url)).unwrap().text().unwrap()
+}
+
+/// The sum of a metric's values whose labels contain this.
+fn sum(text: &str, name: &str, label: &str) -> f64 {
+    text.lines()
+        .filter(|line| line.starts_with(name) && line.contains(label))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
 }
 
 fn time(work: impl FnOnce()) -> f64 {

@@ -234,8 +234,10 @@ async fn keep(
     stop: CancellationToken,
 ) -> Result<Made, JobError> {
     let (id, request) = live.read(|job| (job.id.clone(), job.request.clone()));
+    let start = Instant::now();
     let encoded = inner.artifacts.encode(&request, image, picture).await;
     let (file, sha256) = encoded.map_err(|error| internal(format!("picture {image} cannot be encoded: {error}")))?;
+    let (encode, start) = (start.elapsed(), Instant::now());
     let mut pauses = Pauses::new();
     while let Err(error) = inner.artifacts.keep(&id, image, file.clone()).await {
         let pause = pauses.next();
@@ -245,6 +247,7 @@ async fn keep(
             () = sleep(pause) => {}
         }
     }
+    meters::kept(encode, start.elapsed());
     Ok(Made::Output(Output {
         index: image,
         seed: request.seed_of(image),
