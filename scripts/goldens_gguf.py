@@ -34,12 +34,12 @@ from goldens_family import finish, run, write_pictures
 from goldens_pictures import psnr
 
 # What the rows of a matrix can be stored in, by their length.
-SMALL = [Type.Q8_0, Type.Q4_0, Type.Q5_0, Type.Q4_1, Type.Q5_1]
-LARGE = [Type.Q4_K, Type.Q6_K, Type.Q5_K, Type.Q3_K, Type.Q2_K]
-# Where the f16 scales of a block of 256 are, and how much larger than the first one the second, of the minima, is for values
-# around zero: gguf-py does not write these blocks, so they are drawn.
+SMALL = [Type.Q8_0, Type.Q4_0, Type.Q5_0, Type.Q4_1, Type.Q5_1, Type.IQ4_NL]
+LARGE = [Type.Q4_K, Type.Q6_K, Type.Q5_K, Type.Q3_K, Type.Q2_K, Type.IQ4_XS]
+# Where the f16 scales of a block are, and how much larger than the first one the second, of the minima, is for values around
+# zero. gguf-py does not write these blocks, so they are drawn.
 SCALES = {Type.Q2_K: (80, 82, 1.5), Type.Q3_K: (108, None, 0), Type.Q4_K: (0, 2, 7.5), Type.Q5_K: (0, 2, 15.5),
-          Type.Q6_K: (208, None, 0)}
+          Type.Q6_K: (208, None, 0), Type.IQ4_NL: (0, None, 0), Type.IQ4_XS: (0, None, 0)}
 
 
 def drawn(name, shape, rng):
@@ -53,9 +53,9 @@ def drawn(name, shape, rng):
 
 
 def blocks(kind, shape, rng):
-    """Random blocks of 256, whose values have the spread of `drawn`."""
-    _, size = gguf.GGML_QUANT_SIZES[kind]
-    count = np.prod(shape) // 256
+    """Random blocks, whose values have the spread of `drawn`."""
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    count = np.prod(shape) // values
     data = torch.randint(0, 256, (count, size), dtype=torch.uint8, generator=rng).numpy()
     first, second, ratio = SCALES[kind]
 

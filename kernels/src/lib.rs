@@ -47,7 +47,7 @@ pub use group_norm::GroupNorm;
 pub use layer_norm::{LayerNorm, RmsNorm};
 pub use linear::Linear;
 pub use mapped::Mapped;
-pub use quantized::{Float8, Quantized, QuantizedFormat, QuantizedScale, SharedBytes};
+pub use quantized::{Float8, Iq4, Quantized, QuantizedFormat, QuantizedScale, SharedBytes};
 pub use rope::{Pairing, rotary};
 pub use timestep::timestep_embedding;
 pub use upsample::upsample_nearest;

@@ -1,29 +1,40 @@
 //! Matrices in few bits, as files store them: ggml's block formats and fp8 with scales.
 
+mod iq4;
+
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, Device, Result, Tensor, bail, quantized::GgmlDType};
+
+pub use iq4::Iq4;
 
 /// How the values of a matrix are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuantizedFormat {
     /// Blocks along a row with a scale each, as GGUF files have them.
     Ggml(GgmlDType),
+    /// The blocks among them that candle does not read.
+    Iq4(Iq4),
     /// One byte a value.
     F8(Float8),
 }
 
 impl QuantizedFormat {
+    /// The values of a block, and its bytes.
+    #[must_use]
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::Ggml(dtype) => (dtype.block_size(), dtype.type_size()),
+            Self::Iq4(layout) => layout.block(),
+            Self::F8(_) => (1, 1),
+        }
+    }
+
     /// The bytes of a row of `columns` values; `None` if whole blocks do not fill it.
     #[must_use]
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
-        match self {
-            Self::Ggml(dtype) => {
-                let blocks = columns.is_multiple_of(dtype.block_size()).then_some(columns / dtype.block_size())?;
-                blocks.checked_mul(dtype.type_size())
-            }
-            Self::F8(_) => Some(columns),
-        }
+        let (values, bytes) = self.block();
+        columns.is_multiple_of(values).then_some(columns / values)?.checked_mul(bytes)
     }
 }
 
@@ -256,6 +267,7 @@ impl Quantized {
         let columns = self.elem_count() / self.shape[0].max(1);
         let mut values = match self.format {
             QuantizedFormat::Ggml(dtype) => ggml_values(dtype, bytes, rows.len() * columns)?,
+            QuantizedFormat::Iq4(layout) => layout.values(bytes),
             QuantizedFormat::F8(format) => {
                 let table = format.table();
                 bytes.iter().map(|byte| table[usize::from(*byte)]).collect()

@@ -307,6 +307,14 @@ fn quantized(out: usize, features: usize) -> Result<Vec<(Quantized, Tensor)>> {
         let shape = [out, features];
         weights.push(Quantized::new(QuantizedFormat::Ggml(dtype), bytes, QuantizedScale::None, shape)?);
     }
+    for layout in [Iq4::Nl, Iq4::Xs] {
+        let (_, size) = QuantizedFormat::Iq4(layout).block();
+        let count = out * QuantizedFormat::Iq4(layout).row_bytes(features).unwrap_or(0);
+        // Any bytes are blocks, but for their f16 scales, which are kept small.
+        let byte = |i: usize| if i % size == 1 { 0x18 } else { (i * 89 % 251) as u8 };
+        let bytes = SharedBytes::owned((0..count).map(byte).collect());
+        weights.push(Quantized::new(QuantizedFormat::Iq4(layout), bytes, QuantizedScale::None, [out, features])?);
+    }
     let bytes = (0..out * features).map(|i| (i * 89 % 251) as u8 & 0xf7).collect::<Vec<_>>();
     for (format, scale) in [
         (Float8::E4M3, QuantizedScale::None),

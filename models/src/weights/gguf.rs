@@ -6,8 +6,7 @@ mod t5;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use easel_kernels::{Quantized, QuantizedFormat, QuantizedScale, SharedBytes};
 
 pub(super) use self::header::blocks;
@@ -62,10 +61,8 @@ impl GgufSource {
 
     /// Whether a tensor stays in few bits: a matrix whose rows are whole blocks.
     fn kept(entry: &Entry) -> bool {
-        let Stored::Values(dtype) = entry.stored else { return false };
-        let float = matches!(dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
-        let row = |shape: &[usize]| QuantizedFormat::Ggml(dtype).row_bytes(shape.iter().product());
-        !float && entry.shape.len() >= 2 && row(&entry.shape[1..]).is_some()
+        let Stored::Blocks(format) = entry.stored else { return false };
+        entry.shape.len() >= 2 && format.row_bytes(entry.shape[1..].iter().product()).is_some()
     }
 
     fn error(&self, key: &str, message: impl std::fmt::Display) -> Error {
@@ -77,11 +74,8 @@ impl GgufSource {
         let range = entry.start as usize..entry.end as usize;
         let bytes = self.file.shared(key, range)?;
         let dtype = match entry.stored {
-            Stored::Values(GgmlDType::F32) => DType::F32,
-            Stored::Values(GgmlDType::F16) => DType::F16,
-            Stored::Values(GgmlDType::BF16) => DType::BF16,
-            Stored::Values(blocks) => {
-                let format = QuantizedFormat::Ggml(blocks);
+            Stored::Floats(dtype) => dtype,
+            Stored::Blocks(format) => {
                 let whole = self.flat(key, entry, format, bytes)?;
                 return match rows {
                     Some(rows) => Ok(Either::Blocks(whole.narrow_rows(rows.start, rows.len())?)),
@@ -129,8 +123,8 @@ impl TensorSource for GgufSource {
         if rows.start > rows.end || entry.shape.first().is_none_or(|count| rows.end > *count) {
             return Err(self.error(key, format_args!("has shape {:?}; rows {rows:?} are expected", entry.shape)));
         }
-        if let Stored::Values(blocks) = entry.stored
-            && QuantizedFormat::Ggml(blocks).row_bytes(entry.shape[1..].iter().product()).is_none()
+        if let Stored::Blocks(format) = entry.stored
+            && format.row_bytes(entry.shape[1..].iter().product()).is_none()
         {
             return Ok(self.tensor(key)?.map(|tensor| tensor.narrow(0, rows.start, rows.len())).transpose()?);
         }
@@ -150,11 +144,8 @@ impl TensorSource for GgufSource {
 
     fn info(&self, key: &str) -> Option<TensorInfo> {
         let entry = self.entry(key)?;
-        let (dtype, fractional) = match entry.stored {
-            Stored::Values(dtype) => (header::name(dtype), true),
-            Stored::Integers(bytes) => (format!("I{}", 8 * bytes), false),
-        };
-        Some(TensorInfo { shape: entry.shape.clone(), dtype, fractional })
+        let fractional = !matches!(entry.stored, Stored::Integers(_));
+        Some(TensorInfo { shape: entry.shape.clone(), dtype: entry.stored.name(), fractional })
     }
 
     fn keys(&self) -> Vec<String> {

@@ -28,7 +28,7 @@ impl TensorInfo {
         let format = match self.dtype.as_str() {
             "F8_E4M3" => QuantizedFormat::F8(Float8::E4M3),
             "F8_E5M2" => QuantizedFormat::F8(Float8::E5M2),
-            blocks => QuantizedFormat::Ggml(gguf::blocks(blocks)?),
+            blocks => gguf::blocks(blocks)?,
         };
         match *self.shape.as_slice() {
             [rows, columns] | [rows, columns, 1, 1] => Some((rows * format.row_bytes(columns)?) as u64),

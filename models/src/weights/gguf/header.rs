@@ -6,7 +6,9 @@
 
 use std::collections::HashMap;
 
+use candle_core::DType;
 use candle_core::quantized::GgmlDType;
+use easel_kernels::{Iq4, QuantizedFormat};
 
 /// The file's first four bytes.
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -16,6 +18,8 @@ const ALIGNMENT: u64 = 32;
 const DIMENSIONS: u32 = 4;
 /// Arrays of arrays are not written by anyone; a chain of them would only use up the stack.
 const DEPTH: usize = 4;
+/// The last number in ggml's list of types that can be read.
+const LAST_KIND: u32 = 30;
 /// Under this key, ComfyUI's converter keeps the shape of a tensor that it had to flatten.
 const ORIGINAL_SHAPE: &str = "comfy.gguf.orig_shape.";
 
@@ -37,8 +41,10 @@ fn wrong<T>(message: impl Into<String>) -> Read<T> {
 /// How the values of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
-    /// A float of candle's, or blocks.
-    Values(GgmlDType),
+    /// Floats.
+    Floats(DType),
+    /// Blocks of few bits.
+    Blocks(QuantizedFormat),
     /// Whole numbers of this many bytes, which no network asks for.
     Integers(u64),
 }
@@ -118,7 +124,11 @@ impl Entry {
             return wrong(format!("{name} begins at {}, which is no multiple of {alignment}", self.start));
         }
         let (row, count) = match self.stored {
-            Stored::Values(dtype) => (dtype.block_size() as u64, dtype.type_size() as u64),
+            Stored::Floats(dtype) => (1, dtype.size_in_bytes() as u64),
+            Stored::Blocks(format) => {
+                let (values, bytes) = format.block();
+                (values as u64, bytes as u64)
+            }
             Stored::Integers(bytes) => (1, bytes),
         };
         let columns = self.shape.last().copied().unwrap_or(1) as u64;
@@ -249,7 +259,7 @@ impl<'a> Reader<'a> {
         let Some(stored) = stored(kind) else {
             return wrong(format!(
                 "{name} has the type {}, which cannot be read; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K, Q3_K, \
-                 Q4_K, Q5_K, Q6_K and Q8_K can",
+                 Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL and IQ4_XS can",
                 type_name(kind)
             ));
         };
@@ -261,9 +271,16 @@ impl<'a> Reader<'a> {
 
 /// The type with this number in ggml's list.
 fn stored(kind: u32) -> Option<Stored> {
-    Some(Stored::Values(match kind {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
+    let format = match kind {
+        0 => return Some(Stored::Floats(DType::F32)),
+        1 => return Some(Stored::Floats(DType::F16)),
+        30 => return Some(Stored::Floats(DType::BF16)),
+        24 => return Some(Stored::Integers(1)),
+        25 => return Some(Stored::Integers(2)),
+        26 => return Some(Stored::Integers(4)),
+        27 => return Some(Stored::Integers(8)),
+        20 => return Some(Stored::Blocks(QuantizedFormat::Iq4(Iq4::Nl))),
+        23 => return Some(Stored::Blocks(QuantizedFormat::Iq4(Iq4::Xs))),
         2 => GgmlDType::Q4_0,
         3 => GgmlDType::Q4_1,
         6 => GgmlDType::Q5_0,
@@ -276,13 +293,9 @@ fn stored(kind: u32) -> Option<Stored> {
         13 => GgmlDType::Q5K,
         14 => GgmlDType::Q6K,
         15 => GgmlDType::Q8K,
-        30 => GgmlDType::BF16,
-        24 => return Some(Stored::Integers(1)),
-        25 => return Some(Stored::Integers(2)),
-        26 => return Some(Stored::Integers(4)),
-        27 => return Some(Stored::Integers(8)),
         _ => return None,
-    }))
+    };
+    Some(Stored::Blocks(QuantizedFormat::Ggml(format)))
 }
 
 /// The name of a type that cannot be read.
@@ -292,10 +305,8 @@ fn type_name(kind: u32) -> String {
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         28 => "F64",
         29 => "IQ1_M",
         34 => "TQ1_0",
@@ -306,21 +317,27 @@ fn type_name(kind: u32) -> String {
     name.to_owned()
 }
 
-/// A type's name as ggml writes it.
-pub(super) fn name(dtype: GgmlDType) -> String {
-    // candle leaves the underscore out of the names of the blocks of 256.
-    let name = format!("{dtype:?}");
-    match name.strip_suffix('K') {
-        Some(bits) => format!("{bits}_K"),
-        None => name,
+impl Stored {
+    /// The type's name as ggml writes it.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Floats(dtype) => dtype.as_str().to_uppercase(),
+            Self::Integers(bytes) => format!("I{}", 8 * bytes),
+            Self::Blocks(QuantizedFormat::Iq4(layout)) => format!("IQ4_{layout:?}").to_uppercase(),
+            Self::Blocks(QuantizedFormat::F8(format)) => format!("F8_{format:?}"),
+            Self::Blocks(QuantizedFormat::Ggml(dtype)) => {
+                // candle leaves the underscore out of the names of the blocks of 256.
+                let name = format!("{dtype:?}");
+                name.strip_suffix('K').map(|bits| format!("{bits}_K")).unwrap_or(name)
+            }
+        }
     }
 }
 
-/// The type of blocks with this name.
-pub(in crate::weights) fn blocks(wanted: &str) -> Option<GgmlDType> {
-    let of = |kind| match stored(kind) {
-        Some(Stored::Values(dtype)) if dtype.block_size() > 1 && name(dtype) == wanted => Some(dtype),
+/// The blocks of this name.
+pub(in crate::weights) fn blocks(wanted: &str) -> Option<QuantizedFormat> {
+    (0..=LAST_KIND).filter_map(stored).find_map(|stored| match stored {
+        Stored::Blocks(format) if stored.name() == wanted => Some(format),
         _ => None,
-    };
-    (0..=15).find_map(of)
+    })
 }
