@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 import goldens_flux
 import goldens_gguf
+import goldens_image_prompts
 import goldens_klein
 import goldens_models
 import goldens_sd3
@@ -229,6 +230,8 @@ def generate(data, only):
             unet_goldens(pipe, rng, out)
             vae_goldens(pipe, rng, out, tiled=name in ("sd15", "wide"))
             save(out, data / "modules" / f"{name}.safetensors")
+        if name == "sd15":
+            goldens_image_prompts.unet(folder / "unet", data / "modules" / "image_prompts.safetensors")
         rows, finished = picture_files(pipe, name, PICTURES[name], data / "pictures")
         manifest["pictures"] += rows
         latents |= finished

@@ -15,6 +15,7 @@ from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillP
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+import goldens_image_prompts
 from goldens_family import finish, mask_image, run, save, strong, write_pictures
 from goldens_models import CORPUS, Tiny, make_tokenizer
 from goldens_pictures import start_image
@@ -193,6 +194,7 @@ def generate(folder, models=MODELS):
         pipe = make(folder / name, spec)
         if name == "dev":
             transformer_goldens(pipe, folder)
+            goldens_image_prompts.flux(folder / name / "transformer", folder / "image_prompts.safetensors")
         rows, finished = write_pictures(folder, name, [picture(pipe, what) for what in spec["cases"]])
         cases += rows
         latents |= finished

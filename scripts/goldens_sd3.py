@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
+import goldens_image_prompts
 from goldens_family import run
 from goldens_models import BOS, CORPUS, EOS, Tiny, level_vae, make_tokenizer, write_json
 from goldens_pictures import psnr, start_image
@@ -307,6 +308,9 @@ def generate(folder, models=MODELS):
     for name, spec in models.items():
         print(name, flush=True)
         pipe = make(folder / name, spec)
+        if name in ("sd3", "sd35"):
+            goldens_image_prompts.sd3(folder / name / "transformer", folder / f"image_prompts_{name}.safetensors",
+                                      spec.get("variant"))
         rows, finished = write_pictures(folder, name, pipe, spec["cases"])
         cases += rows
         latents |= finished

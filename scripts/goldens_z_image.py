@@ -10,6 +10,7 @@ import torch
 from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline, ZImageInpaintPipeline,
                        ZImagePipeline, ZImageTransformer2DModel)
 
+import goldens_image_prompts
 from goldens_family import finish, mask_image, run, save, strong, write_pictures
 from goldens_pictures import start_image
 from goldens_qwen import case, scheduler, text_encoder, write_tokenizer, write_tokens
@@ -86,11 +87,29 @@ def picture(pipe, what):
     return what, task(**call, generator=seeded()).images[0], latents[0]
 
 
+@torch.no_grad()
+def transformer_goldens(model, file):
+    """What a ControlNet adds behind the layers: for the picture's tokens and the text's, both filled up to 32."""
+    rng = torch.Generator().manual_seed(5)
+    randn = lambda *shape: goldens_image_prompts.randn(rng, *shape)
+    config, out = model.config, dict(latents=randn(2, model.config.in_channels, 6, 10), times=torch.tensor([0.125, 0.75]))
+    states = [randn(tokens, config.cap_feat_dim) for tokens in (5, 9)]
+    out |= {f"states.{row}": state[None] for row, state in enumerate(states)}
+    out |= {f"residual.{layer}": randn(2, 64, config.dim) for layer in range(config.n_layers)}
+    for name, layers in dict(none=[], first=[0], last=[1], both=[0, 1]).items():
+        residuals = {layer: out[f"residual.{layer}"] for layer in layers} or None
+        flow = model(list(out["latents"][:, :, None]), out["times"], states, controlnet_block_samples=residuals).sample
+        out[name] = torch.stack(flow)[:, :, 0]
+    goldens_image_prompts.save(out, file)
+
+
 def generate(folder, models=MODELS):
     """Writes everything under `folder`."""
     cases, latents, tokenizers = [], {}, {}
     for name, spec in models.items():
         pipe = make(folder / name, spec)
+        if name == "turbo":
+            transformer_goldens(pipe.transformer, folder / "residuals.safetensors")
         rows, finished = write_pictures(folder, name, [picture(pipe, what) for what in spec["cases"]])
         cases += rows
         latents |= finished

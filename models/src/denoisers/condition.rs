@@ -1,9 +1,9 @@
 //! What a UNet is conditioned on, projected once for all steps.
 
 use candle_core::Tensor;
-use easel_kernels::Linear;
 
 use super::adapters::Adapters;
+use super::image_prompt::ImagePrompts;
 use crate::{Error, Result};
 
 /// What the rows are conditioned on, as the text encoders and the request give it.
@@ -31,18 +31,6 @@ pub struct AddedContext<'a> {
 pub(crate) struct KeyValue {
     pub(crate) keys: Tensor,
     pub(crate) values: Tensor,
-    /// Those of image prompts, (b, tokens, c) each, which are looked at beside the text's.
-    pub(crate) pictures: Vec<(Tensor, Tensor)>,
-}
-
-/// What an image prompt adapter hangs on one cross-attention layer (Ye et al., "IP-Adapter", 2023): its own keys and
-/// values of a picture's tokens.
-#[derive(Debug, Clone)]
-pub struct ImageProjection {
-    /// Tokens to keys.
-    pub to_k: Linear,
-    /// Tokens to values.
-    pub to_v: Linear,
 }
 
 /// A context after everything in the network that does not depend on the step: the keys and values of
@@ -66,33 +54,10 @@ impl Condition {
         self.rows
     }
 
-    /// The same condition with a picture to look at: `tokens` (b, t, d) of an image prompt adapter, and its projections
-    /// for each cross-attention layer in the order of their numbers. `scale` is how much the picture counts; several
-    /// pictures add up.
-    ///
-    /// # Errors
-    /// When there are not as many projections as layers or not as many rows as in the condition, or a size does not fit.
-    pub fn with_picture(mut self, tokens: &Tensor, layers: &[ImageProjection], scale: f64) -> Result<Self> {
-        let (rows, found) = (tokens.dim(0)?, layers.len());
-        if found != self.context.len() || rows != self.rows {
-            return Err(Error::Unsupported(format!(
-                "an image prompt of {rows} rows and {found} layers does not fit a condition of {} rows and {} layers",
-                self.rows,
-                self.context.len()
-            )));
-        }
-        for (text, layer) in self.context.iter_mut().zip(layers) {
-            let tokens = tokens.to_dtype(text.keys.dtype())?;
-            // What attention gives is linear in the values, so the scale may be theirs, and rows of any scale share a call.
-            text.pictures.push((layer.to_k.forward(&tokens)?, (layer.to_v.forward(&tokens)? * scale)?));
-        }
-        Ok(self)
-    }
-
     /// Puts conditions under each other, in this order.
     ///
     /// # Errors
-    /// When there is none, or they are not of one network, one context length and as many pictures.
+    /// When there is none, or they are not of one network and one context length.
     pub fn stack(conditions: &[&Self]) -> Result<Self> {
         let [first, rest @ ..] = conditions else {
             return Err(Error::Unsupported("a model call needs at least one condition".to_owned()));
@@ -104,10 +69,8 @@ impl Condition {
             Tensor::cat(&conditions.iter().map(|condition| part(condition)).collect::<Vec<_>>(), 0)
         };
         let layers = first.context.len();
-        let pictures = |condition: &Self| condition.context.first().map_or(0, |layer| layer.pictures.len());
         let alike = |other: &&Self| {
             other.context.len() == layers
-                && pictures(other) == pictures(first)
                 && other.added.is_some() == first.added.is_some()
                 && other.guidance.is_some() == first.guidance.is_some()
         };
@@ -119,12 +82,6 @@ impl Condition {
                 Ok(KeyValue {
                     keys: cat(&|condition| condition.context[layer].keys.clone())?,
                     values: cat(&|condition| condition.context[layer].values.clone())?,
-                    pictures: (0..pictures(first))
-                        .map(|at| {
-                            let keys = cat(&|condition| condition.context[layer].pictures[at].0.clone())?;
-                            Ok((keys, cat(&|condition| condition.context[layer].pictures[at].1.clone())?))
-                        })
-                        .collect::<Result<_>>()?,
                 })
             })
             .collect::<Result<_>>()?;
@@ -146,5 +103,6 @@ pub(crate) struct Step<'a> {
     /// The activated time embedding, (b, time).
     pub(crate) emb: &'a Tensor,
     pub(crate) context: &'a [KeyValue],
+    pub(crate) pictures: &'a ImagePrompts,
     pub(crate) adapters: &'a Adapters,
 }

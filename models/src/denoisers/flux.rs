@@ -9,6 +9,8 @@ use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::{Angles, Axes, Rotation};
 use super::flux_blocks::{DoubleBlock, EPS, SingleBlock, Step};
 use super::flux_config::FluxConfig;
+use super::flux_residuals::FluxResiduals;
+use super::image_prompt::{ImagePrompt, ImagePrompts};
 use super::time_embedding::TimeTextEmbedding;
 use crate::weights::{Tensors, linear};
 use crate::{Error, Result};
@@ -89,22 +91,15 @@ impl FluxCondition {
     }
 }
 
-/// What a ControlNet adds to the image's tokens, (b, n, width) each.
-#[derive(Debug, Clone, Default)]
-pub struct FluxResiduals {
-    /// Added after the blocks with two streams; fewer than there are blocks are shared by neighbours.
-    pub double: Vec<Tensor>,
-    /// Added after the blocks with one.
-    pub single: Vec<Tensor>,
-    /// Whether those of the first kind go round instead of being shared by neighbours.
-    pub repeat: bool,
-}
-
-/// What a model call may carry beside its inputs; the default carries nothing.
+/// What a model call of FLUX.1 or FLUX.2 may carry beside its inputs; the default carries nothing.
 #[derive(Clone, Default)]
 pub struct FluxHooks {
     /// A ControlNet's additions.
     pub residuals: FluxResiduals,
+    /// What each row looks at beside its text. The places are the blocks with two streams: the picture's queries, normalised
+    /// and not yet turned to their positions, look at the prompts, and what they see is added behind the block. That is
+    /// `FluxIPAdapterAttnProcessor` of diffusers; for FLUX.2 it knows no adapters, and the places are FLUX.1's.
+    pub pictures: ImagePrompts,
     /// Side paths of the projections.
     pub adapters: Adapters,
 }
@@ -199,7 +194,8 @@ impl Flux {
         hooks: &FluxHooks,
     ) -> Result<Tensor> {
         let (_, _, height, width) = latents.dims4()?;
-        let FluxHooks { residuals, adapters } = hooks;
+        let FluxHooks { residuals, pictures, adapters } = hooks;
+        pictures.check(latents.dim(0)?, self.double.len(), ImagePrompt::places)?;
         let input = match &condition.channels {
             Some(channels) => Tensor::cat(&[latents, channels], 1)?,
             None => latents.clone(),
@@ -212,22 +208,15 @@ impl Flux {
         let mut text = condition.text.clone();
         let length = text.dim(1)?;
         let vector = silu(&self.embedding.forward(timesteps, &condition.vector)?)?.to_dtype(self.dtype)?;
-        let step = Step { vector: &vector, rotation: &condition.rotation, adapters };
+        let step = Step { vector: &vector, rotation: &condition.rotation, pictures, adapters };
 
         for (at, block) in self.double.iter().enumerate() {
-            (text, image) = block.forward(&text, &image, &step)?;
-            let turn = if residuals.repeat { Turn::Round } else { Turn::Neighbours };
-            if let Some(residual) = turn.of(&residuals.double, at, self.double.len()) {
-                image = (image + residual)?;
-            }
+            (text, image) = block.forward(&text, &image, at, &step)?;
+            image = residuals.after_double(image, at, self.double.len())?;
         }
         let mut both = Tensor::cat(&[&text, &image], 1)?; // (b, l + n, width)
         for (at, block) in self.single.iter().enumerate() {
-            both = block.forward(&both, &step)?;
-            if let Some(residual) = Turn::Neighbours.of(&residuals.single, at, self.single.len()) {
-                let (text, image) = (both.narrow(1, 0, length)?, both.narrow(1, length, both.dim(1)? - length)?);
-                both = Tensor::cat(&[text, (image + residual)?], 1)?;
-            }
+            both = residuals.after_single(block.forward(&both, &step)?, length, at, self.single.len())?;
         }
 
         let image = both.narrow(1, length, drawn)?;
@@ -240,23 +229,6 @@ impl Flux {
     /// The projections that adapters can name.
     pub fn adapter_points(&self) -> &AdapterPoints {
         &self.points
-    }
-}
-
-/// Which of fewer residuals than blocks a block gets.
-enum Turn {
-    Neighbours,
-    Round,
-}
-
-impl Turn {
-    fn of(self, residuals: &[Tensor], at: usize, blocks: usize) -> Option<&Tensor> {
-        let count = residuals.len();
-        match self {
-            _ if count == 0 => None,
-            Self::Neighbours => residuals.get(at / blocks.div_ceil(count)),
-            Self::Round => residuals.get(at % count),
-        }
     }
 }
 

@@ -6,10 +6,12 @@
 use candle_core::{DType, Tensor};
 use easel_kernels::{Linear, ada_layer_norm, silu, timestep_embedding};
 
-use super::adapters::{AdapterPoints, Adapters};
+use super::adapters::AdapterPoints;
 use super::axes::Rotation;
+use super::flux::FluxHooks;
 use super::flux2_blocks::{DoubleBlock, SingleBlock, Step};
 use super::flux2_config::Flux2Config;
+use super::image_prompt::ImagePrompt;
 use crate::weights::{Tensors, linear_no_bias};
 use crate::{Error, Result};
 
@@ -136,9 +138,11 @@ impl Flux2 {
         latents: &Tensor,
         timesteps: &[f64],
         conditions: &[&Flux2Condition],
-        adapters: &Adapters,
+        hooks: &FluxHooks,
     ) -> Result<Tensor> {
         let (b, _, h, w) = latents.dims4()?;
+        let FluxHooks { residuals, pictures, adapters } = hooks;
+        pictures.check(b, self.double.len(), ImagePrompt::places)?;
         let ([first, ..], true) = (conditions, conditions.len() == b && timesteps.len() == b) else {
             let found = conditions.len();
             let message = format!("{b} rows of latents need as many timesteps and conditions; {found} are there");
@@ -158,18 +162,19 @@ impl Flux2 {
         let texts = conditions.iter().map(|condition| &condition.text).collect::<Vec<_>>();
         let mut text = Tensor::cat(&texts, 0)?; // (b, l, width)
 
-        let step = Step { rotation: &first.rotation, adapters };
+        let step = Step { rotation: &first.rotation, pictures, adapters };
         let picture_by = parts(&self.picture_modulation.forward(&time)?, DOUBLE)?;
         let text_by = parts(&self.text_modulation.forward(&time)?, DOUBLE)?;
-        for block in &self.double {
-            (picture, text) = block.forward(&picture, &text, &picture_by, &text_by, &step)?;
+        for (at, block) in self.double.iter().enumerate() {
+            (picture, text) = block.forward(&picture, &text, [&picture_by, &text_by], at, &step)?;
+            picture = residuals.after_double(picture, at, self.double.len())?;
         }
 
         let length = text.dim(1)?;
         let mut all = Tensor::cat(&[text, picture], 1)?; // (b, l + n + m, width)
         let by = parts(&self.single_modulation.forward(&time)?, SINGLE)?;
-        for block in &self.single {
-            all = block.forward(&all, &by, &step)?;
+        for (at, block) in self.single.iter().enumerate() {
+            all = residuals.after_single(block.forward(&all, &by, &step)?, length, at, self.single.len())?;
         }
 
         let picture = all.narrow(1, length, h * w)?.contiguous()?; // (b, n, width)
@@ -221,17 +226,22 @@ impl TimeEmbedding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::denoisers::testing::{noise, numbers, view, weights_for};
+    use crate::denoisers::FluxResiduals;
+    use crate::denoisers::testing::{each_row_sees_its_own, image_prompt, noise, numbers, view, weights_for};
 
     const FILE: &str = "transformer/config.json";
 
-    #[test]
-    fn a_row_shares_a_call_with_others_and_nothing_else() {
-        let json = r#"{"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2,
+    fn tiny() -> Flux2 {
+        let json = r#"{"num_layers": 2, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2,
             "axes_dims_rope": [2, 2, 2, 2], "in_channels": 3, "joint_attention_dim": 5, "timestep_guidance_channels": 8}"#;
         let config = Flux2Config::from_json(FILE, json).unwrap();
         let weights = weights_for(|weights| Flux2::new(&config, weights));
-        let (network, none) = (Flux2::new(&config, &view(weights)).unwrap(), Adapters::default());
+        Flux2::new(&config, &view(weights)).unwrap()
+    }
+
+    #[test]
+    fn a_row_shares_a_call_with_others_and_nothing_else() {
+        let (network, none) = (tiny(), FluxHooks::default());
         let condition =
             |seed: u32, looked_at: &[Tensor]| network.condition(&noise(&[1, 4, 5], seed), looked_at, (2, 3));
         let pictures = [noise(&[1, 3, 2, 2], 3), noise(&[1, 3, 1, 4], 4)];
@@ -248,6 +258,43 @@ mod tests {
         assert_ne!(numbers(&network.forward(&row, &[20.5], &[&swapped], &none).unwrap()), numbers(&alone));
         let unseen = condition(2, &[]).unwrap();
         assert_ne!(numbers(&network.forward(&row, &[20.5], &[&unseen], &none).unwrap()), numbers(&alone));
+    }
+
+    #[test]
+    fn each_row_looks_at_its_own_pictures() {
+        let network = tiny();
+        let rows: Vec<_> =
+            (0..3).map(|row| network.condition(&noise(&[1, 4, 5], 10 + row), &[], (2, 3)).unwrap()).collect();
+        each_row_sees_its_own(
+            |seed, scale| image_prompt(2, 16, seed, scale),
+            |first, count, pictures| {
+                let latents = noise(&[3, 3, 2, 3], 7).narrow(0, first, count).unwrap();
+                let conditions: Vec<_> = rows[first..first + count].iter().collect();
+                let hooks = FluxHooks { pictures, ..FluxHooks::default() };
+                network.forward(&latents, &vec![600.0; count], &conditions, &hooks)
+            },
+        );
+    }
+
+    #[test]
+    fn a_controlnets_residuals_are_added_to_the_picture_behind_every_block() {
+        let (network, latents) = (tiny(), noise(&[1, 3, 2, 3], 7));
+        let condition = network.condition(&noise(&[1, 4, 5], 10), &[], (2, 3)).unwrap();
+        let draw = |double: &[&Tensor], single: &[&Tensor]| {
+            let [double, single] = [double, single].map(|all| all.iter().copied().cloned().collect());
+            let residuals = FluxResiduals { double, single, repeat: false };
+            let hooks = FluxHooks { residuals, ..FluxHooks::default() };
+            numbers(&network.forward(&latents, &[600.0], &[&condition], &hooks).unwrap())
+        };
+        let (residual, plain) = (noise(&[1, 6, 16], 3), draw(&[], &[]));
+        let zeros = residual.zeros_like().unwrap();
+        assert_eq!(draw(&[&zeros], &[&zeros]), plain);
+        assert_ne!(draw(&[], &[&residual]), plain);
+        // One for both blocks, for the first and for the second.
+        let all = [&residual, &zeros].map(|last| draw(&[&residual, last], &[]));
+        let second = draw(&[&zeros, &residual], &[]);
+        assert_eq!(draw(&[&residual], &[]), all[0]);
+        assert!(all[1] != plain && second != plain && all[1] != second && all[0] != all[1]);
     }
 
     #[test]

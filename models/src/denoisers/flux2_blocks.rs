@@ -6,6 +6,7 @@ use easel_kernels::{Pairing, RmsNorm, ada_layer_norm, attention, gated_add, rota
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::Rotation;
 use super::flux2_config::Flux2Config;
+use super::image_prompt::ImagePrompts;
 use crate::weights::{Tensors, linear_no_bias};
 use crate::{Error, Result};
 
@@ -15,6 +16,7 @@ const F16_MAX: f32 = 65_504.0;
 /// What every block of one model call sees beside the tokens.
 pub(super) struct Step<'a> {
     pub(super) rotation: &'a Rotation,
+    pub(super) pictures: &'a ImagePrompts,
     pub(super) adapters: &'a Adapters,
 }
 
@@ -165,21 +167,22 @@ impl DoubleBlock {
         })
     }
 
-    /// `picture` (b, n, width) and `text` (b, l, width) to the same.
+    /// `picture` (b, n, width) and `text` (b, l, width) to the same, each by its modulation; `at` is the block's number.
     pub(super) fn forward(
         &self,
         picture: &Tensor,
         text: &Tensor,
-        picture_by: &[Tensor],
-        text_by: &[Tensor],
+        [picture_by, text_by]: [&[Tensor]; 2],
+        at: usize,
         step: &Step,
     ) -> Result<(Tensor, Tensor)> {
         let (n, l) = (picture.dim(1)?, text.dim(1)?);
         let [q, k, v] = self.picture.project(picture, &modulation(picture_by, 0)?, step)?;
         let [text_q, text_k, text_v] = self.text.project(text, &modulation(text_by, 0)?, step)?;
         let join = |text: Tensor, picture: Tensor| Tensor::cat(&[text, picture], 1); // (b, l + n, width)
-        let mixed = attend(&join(text_q, q)?, &join(text_k, k)?, &join(text_v, v)?, self.heads, step.rotation)?;
+        let mixed = attend(&join(text_q, q.clone())?, &join(text_k, k)?, &join(text_v, v)?, self.heads, step.rotation)?;
         let picture = self.picture.finish(picture, &mixed.narrow(1, l, n)?.contiguous()?, picture_by, step)?;
+        let picture = step.pictures.look(at, picture, &q, self.heads)?;
         let text = self.text.finish(text, &mixed.narrow(1, 0, l)?.contiguous()?, text_by, step)?;
         Ok((picture, bounded(text)?))
     }

@@ -6,6 +6,7 @@ use easel_kernels::{Pairing, RmsNorm, ada_layer_norm, attention, gated_add, gelu
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::Rotation;
 use super::flux_config::FluxConfig;
+use super::image_prompt::ImagePrompts;
 use crate::weights::{Tensors, linear};
 use crate::{Error, Result};
 
@@ -23,6 +24,7 @@ pub(super) struct Step<'a> {
     /// The activated embedding of timestep, guidance and pooled text, (b, width).
     pub(super) vector: &'a Tensor,
     pub(super) rotation: &'a Rotation,
+    pub(super) pictures: &'a ImagePrompts,
     pub(super) adapters: &'a Adapters,
 }
 
@@ -169,15 +171,16 @@ impl DoubleBlock {
         })
     }
 
-    /// `text` (b, l, width) and `image` (b, n, width) to the same.
-    pub(super) fn forward(&self, text: &Tensor, image: &Tensor, step: &Step) -> Result<(Tensor, Tensor)> {
+    /// `text` (b, l, width) and `image` (b, n, width) to the same; `at` is the block's number.
+    pub(super) fn forward(&self, text: &Tensor, image: &Tensor, at: usize, step: &Step) -> Result<(Tensor, Tensor)> {
         let (text_modulation, image_modulation) = (self.text.modulate(step)?, self.image.modulate(step)?);
-        let attended = self.text.attended(text, &text_modulation, step)?;
-        let attended = attended.then(&self.image.attended(image, &image_modulation, step)?)?;
+        let from_image = self.image.attended(image, &image_modulation, step)?;
+        let attended = self.text.attended(text, &text_modulation, step)?.then(&from_image)?;
         let seen = attended.attend(self.heads, step.rotation)?; // (b, l + n, width)
         let (length, tokens) = (text.dim(1)?, image.dim(1)?);
         let text = self.text.finish(text, &seen.narrow(1, 0, length)?, &text_modulation, step)?;
         let image = self.image.finish(image, &seen.narrow(1, length, tokens)?, &image_modulation, step)?;
+        let image = step.pictures.look(at, image, &from_image.queries, self.heads)?;
         Ok((bounded(text)?, image))
     }
 }

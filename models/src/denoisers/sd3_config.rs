@@ -106,6 +106,11 @@ impl Sd3Config {
     pub fn out_channels(&self) -> usize {
         self.out_channels.unwrap_or(self.in_channels)
     }
+
+    /// How many attentions of the picture's tokens stand before this block: places for image prompts.
+    pub(super) fn attentions_before(&self, block: usize) -> usize {
+        block + (0..block).filter(|block| self.dual_attention_layers.contains(block)).count()
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use easel_kernels::Linear;
 
+use super::image_prompt::{ImageProjection, ImagePrompt, ImagePrompts};
 use crate::weights::{MemorySource, Tensors};
 use crate::{Error, Result};
 
@@ -55,4 +57,38 @@ pub(crate) fn numbers(tensor: &Tensor) -> Vec<f32> {
 pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let norm = |values: Vec<f32>| values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
     norm(numbers(&(a - b).unwrap())) / norm(numbers(b))
+}
+
+/// An image prompt for a network of so many places of this width; every seed is another picture, of as many tokens.
+pub(crate) fn image_prompt(places: usize, width: usize, seed: u32, scale: f64) -> ImagePrompt {
+    let linear = |seed| Linear::new(noise(&[width, 3], seed), None).unwrap();
+    let layers: Vec<_> =
+        (0..places as u32).map(|at| ImageProjection { to_k: linear(40 + at), to_v: linear(80 + at) }).collect();
+    ImagePrompt::new(&noise(&[1, seed as usize, 3], seed), &layers, &vec![scale; places]).unwrap()
+}
+
+/// Holds a network to what image prompts promise: rows that look at a picture, at none and at two share a call and nothing
+/// else. `prompt` makes a picture of a seed and a scale; `draw` draws so many of three rows from one on.
+pub(crate) fn each_row_sees_its_own<P: Clone>(
+    prompt: impl Fn(u32, f64) -> P,
+    draw: impl Fn(usize, usize, ImagePrompts<P>) -> Result<Tensor>,
+) {
+    let rows = [vec![prompt(1, 0.7)], Vec::new(), vec![prompt(2, 0.4), prompt(3, -1.5)]];
+    let with = |first: usize, count: usize, rows: &[Vec<P>]| draw(first, count, ImagePrompts::by_row(rows.to_vec()));
+    let bits = |tensor: &Tensor| numbers(tensor).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let (plain, together) = (draw(0, 3, ImagePrompts::default()).unwrap(), with(0, 3, &rows).unwrap());
+    for (row, own) in rows.iter().enumerate() {
+        let cut = |all: &Tensor| all.narrow(0, row, 1).unwrap();
+        let alone = with(row, 1, std::slice::from_ref(own)).unwrap();
+        assert_eq!(bits(&cut(&together)), bits(&alone), "row {row}");
+        if own.is_empty() {
+            assert_eq!(bits(&cut(&together)), bits(&cut(&plain)), "row {row}");
+        } else {
+            assert!(distance(&alone, &cut(&plain)) > 1e-4, "row {row}");
+        }
+    }
+    let unseen = [vec![prompt(1, 0.0)], vec![prompt(2, 0.0), prompt(3, 0.0)], Vec::new()];
+    assert_eq!(bits(&with(0, 3, &unseen).unwrap()), bits(&plain));
+    let error = with(0, 3, &rows[..2]).unwrap_err().to_string();
+    assert_eq!(error, "there are image prompts for 2 rows, but 3 rows in the call");
 }

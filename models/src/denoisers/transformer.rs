@@ -126,9 +126,6 @@ impl TransformerLayer {
     }
 }
 
-/// Keys and values, (b, m, inner) each.
-type Seen<'a> = (&'a Tensor, &'a Tensor);
-
 /// Queries, the output projection, and how scores are computed: what both attentions have.
 struct Heads {
     to_q: Projection,
@@ -149,21 +146,14 @@ impl Heads {
         })
     }
 
-    /// `x` (b, n, inner) looks at keys and values (b, m, inner), and at each of `more` by itself; what it finds is added up.
-    fn forward(&self, x: &Tensor, own: Seen, more: &[(Tensor, Tensor)], adapters: &Adapters) -> Result<Tensor> {
-        let queries = self.to_q.forward(x, adapters)?;
-        let look = |(keys, values): Seen| -> Result<Tensor> {
-            if self.upcast && x.dtype() != DType::F32 {
-                let [q, k, v] = [&queries, keys, values].map(|tensor| tensor.to_dtype(DType::F32));
-                return Ok(attention(&q?, &k?, &v?, self.heads, None)?.to_dtype(x.dtype())?);
-            }
-            Ok(attention(&queries, keys, values, self.heads, None)?)
-        };
-        let mut mixed = look(own)?;
-        for (keys, values) in more {
-            mixed = (mixed + look((keys, values))?)?;
+    /// What queries (b, n, inner) see of keys and values (b, m, inner).
+    fn look(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+        let dtype = queries.dtype();
+        if self.upcast && dtype != DType::F32 {
+            let [q, k, v] = [queries, keys, values].map(|tensor| tensor.to_dtype(DType::F32));
+            return Ok(attention(&q?, &k?, &v?, self.heads, None)?.to_dtype(dtype)?);
         }
-        self.to_out.forward(&mixed, adapters)
+        Ok(attention(queries, keys, values, self.heads, None)?)
     }
 }
 
@@ -185,7 +175,8 @@ impl SelfAttention {
 
     fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
         let (keys, values) = (self.to_k.forward(x, step.adapters)?, self.to_v.forward(x, step.adapters)?);
-        self.heads.forward(x, (&keys, &values), &[], step.adapters)
+        let mixed = self.heads.look(&self.heads.to_q.forward(x, step.adapters)?, &keys, &values)?;
+        self.heads.to_out.forward(&mixed, step.adapters)
     }
 }
 
@@ -213,12 +204,15 @@ impl CrossAttention {
     /// Keys and values, (b, l, inner), of text states (b, l, context).
     pub(crate) fn project(&self, states: &Tensor, adapters: &Adapters) -> Result<KeyValue> {
         let (keys, values) = (self.to_k.forward(states, adapters)?, self.to_v.forward(states, adapters)?);
-        Ok(KeyValue { keys, values, pictures: Vec::new() })
+        Ok(KeyValue { keys, values })
     }
 
     fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
-        let KeyValue { keys, values, pictures } = &step.context[self.number];
-        self.heads.forward(x, (keys, values), pictures, step.adapters)
+        let KeyValue { keys, values } = &step.context[self.number];
+        let queries = self.heads.to_q.forward(x, step.adapters)?;
+        let mixed = self.heads.look(&queries, keys, values)?;
+        let mixed = step.pictures.look_by(self.number, mixed, &queries, |q, k, v| self.heads.look(q, k, v))?;
+        self.heads.to_out.forward(&mixed, step.adapters)
     }
 }
 

@@ -9,6 +9,7 @@ use easel_kernels::{Conv2d, Conv2dConfig, GroupNorm, Padding};
 use super::adapters::{AdapterPoints, Adapters};
 use super::condition::{Condition, Context, Step};
 use super::config::PerLevel;
+use super::image_prompt::{ImagePrompt, ImagePrompts};
 use super::resnet::ResnetConfig;
 use super::time_embedding::{AddedEmbedding, Sinusoids, TimeEmbedding};
 use super::transformer::{Numbering, TransformerConfig};
@@ -31,6 +32,10 @@ pub struct Residuals {
 pub struct Hooks {
     /// A ControlNet's additions.
     pub residuals: Option<Residuals>,
+    /// What each row looks at beside its text. The places are the cross-attention layers on the way through the network,
+    /// down, middle and up (files of adapters count the middle's last): what a layer's queries see of the prompts is added
+    /// to what they see of the text, as in `IPAdapterAttnProcessor2_0` of diffusers.
+    pub pictures: ImagePrompts,
     /// Side paths of the projections.
     pub adapters: Adapters,
 }
@@ -207,8 +212,10 @@ impl UNet {
                 condition.rows
             )));
         }
+        let Hooks { residuals, pictures, adapters } = hooks;
+        pictures.check(rows, condition.context.len(), ImagePrompt::places)?;
         let emb = self.embed(timesteps, condition, latents)?; // (b, time)
-        let step = Step { emb: &emb, context: &condition.context, adapters: &hooks.adapters };
+        let step = Step { emb: &emb, context: &condition.context, pictures, adapters };
 
         let mut x = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?; // (b, h, w, c)
         if self.config.center_input_sample {
@@ -222,7 +229,7 @@ impl UNet {
         if let Some(mid) = &self.mid {
             x = mid.forward(&x, &step)?;
         }
-        if let Some(residuals) = &hooks.residuals {
+        if let Some(residuals) = residuals {
             x = add_residuals(x, &mut skips, residuals)?;
         }
         for block in &self.up {

@@ -3,19 +3,21 @@
 //! Cai et al., "Z-Image: An Efficient Image Generation Foundation Model with Single-Stream Diffusion Transformer", 2025;
 //! the reference is `ZImageTransformer2DModel` of diffusers (`models/transformers/transformer_z_image.py`).
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Tensor};
 use easel_kernels::{Linear, RmsNorm, ada_layer_norm, silu, timestep_embedding};
-use serde::Deserialize;
 
 use super::adapters::{AdapterPoints, Adapters};
-use super::axes::{Angles, Axes, Rotation};
-use super::config::{Neutral, check, parse};
-use super::z_image_block::{Block, Step};
+use super::axes::Rotation;
+use super::image_prompt::{ImagePrompt, ImagePrompts};
+use super::z_image_block::{Block, Place, Step};
+use super::z_image_config::ZImageConfig;
 use crate::weights::{Tensors, linear};
 use crate::{Error, Result};
 
-/// Latent pixels a side that one token of the picture has; diffusers' pipelines ask for no other.
-const PATCH: usize = 2;
+/// Latent pixels a side that one token of the picture has.
+const PATCH: usize = ZImageConfig::PATCH;
 
 /// The patch's name in the keys of its layers: its side, and its length in time.
 const PATCH_KEY: &str = "2-1";
@@ -34,106 +36,18 @@ const MAX_PERIOD: f64 = 10_000.0;
 /// The epsilon of the last normalisation, which no configuration names.
 const FINAL_EPS: f64 = 1e-6;
 
-/// `transformer/config.json` of a Z-Image repository: every size comes from here, absent keys have diffusers' defaults.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-pub struct ZImageConfig {
-    /// Sides of the patches that there are layers for.
-    pub all_patch_size: Vec<usize>,
-    /// Lengths in time of those patches.
-    pub all_f_patch_size: Vec<usize>,
-    /// Channels of the latents.
-    pub in_channels: usize,
-    /// The width of the stream.
-    pub dim: usize,
-    /// Layers of the common stream.
-    pub n_layers: usize,
-    /// Layers of each stream before they meet.
-    pub n_refiner_layers: usize,
-    /// Attention heads.
-    pub n_heads: usize,
-    /// Added to the mean square in normalisations.
-    pub norm_eps: f64,
-    /// Whether queries and keys are normalised.
-    pub qk_norm: bool,
-    /// The width of the text states.
-    pub cap_feat_dim: usize,
-    /// The base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// What the time from 0 to 1 is multiplied by.
-    pub t_scale: f64,
-    /// Channels of a head that turn with the place in the text, the row and the column.
-    pub axes_dims: Vec<usize>,
-    /// How many places each axis has.
-    pub axes_lens: Vec<usize>,
-}
-
-impl Default for ZImageConfig {
-    fn default() -> Self {
-        Self {
-            all_patch_size: vec![2],
-            all_f_patch_size: vec![1],
-            in_channels: 16,
-            dim: 3840,
-            n_layers: 30,
-            n_refiner_layers: 2,
-            n_heads: 30,
-            norm_eps: 1e-5,
-            qk_norm: true,
-            cap_feat_dim: 2560,
-            rope_theta: 256.0,
-            t_scale: 1000.0,
-            axes_dims: vec![32, 48, 48],
-            axes_lens: vec![1024, 512, 512],
-        }
-    }
-}
-
-// The layers for pictures that are looked at (Z-Image-Omni) are refused; diffusers itself has no use for `n_kv_heads`.
-const NEUTRAL: &[Neutral] = &[("_class_name", &["\"ZImageTransformer2DModel\""]), ("siglip_feat_dim", &["null"])];
-
-impl ZImageConfig {
-    /// Latent pixels a side that one token of the picture has.
-    pub const PATCH: usize = PATCH;
-
-    /// Reads the configuration of a transformer; `file` is its name in errors.
-    ///
-    /// # Errors
-    /// Names the file and the key when a value is of a wrong type, unsupported or contradicts another.
-    pub fn from_json(file: &str, json: &str) -> Result<Self> {
-        let config: Self = parse(file, json, NEUTRAL)?;
-        config.check(file)?;
-        Ok(config)
-    }
-
-    fn check(&self, file: &str) -> Result<()> {
-        let check = |key: &str, right: bool, message: String| check(file, key, right, message);
-        let patches = || self.all_patch_size.iter().zip(&self.all_f_patch_size);
-        let message = format!("{:?} has no patch of 2x2 pixels and one frame (all_f_patch_size)", self.all_patch_size);
-        check("all_patch_size", patches().any(|patch| patch == (&PATCH, &1)), message)?;
-        let (dim, heads) = (self.dim, self.n_heads);
-        check("n_heads", heads > 0 && dim % heads == 0, format!("{heads} heads cannot share dim {dim}"))?;
-        let (axes, channels) = (&self.axes_dims, dim / heads);
-        let fits = axes.len() == 3 && axes.iter().sum::<usize>() == channels && axes.iter().all(|dim| dim % 2 == 0);
-        let message = format!("{axes:?} are not three even numbers that add up to the {channels} channels of a head");
-        check("axes_dims", fits, message)?;
-        let message = format!("{:?} are not three lengths", self.axes_lens);
-        check("axes_lens", self.axes_lens.len() == 3, message)
-    }
-
-    /// The longest side of latents in pixels that there are positions for.
-    pub fn longest_side(&self) -> usize {
-        PATCH * self.axes_lens[1].min(self.axes_lens[2])
-    }
-
-    /// The width inside of the feed-forward layers, in floating point as diffusers computes it.
-    pub fn hidden(&self) -> usize {
-        (self.dim as f64 / 3.0 * 8.0) as usize
-    }
-
-    fn axes(&self) -> Axes {
-        Axes { dims: self.axes_dims.clone(), theta: self.rope_theta, angles: Angles::Rounded }
-    }
+/// What a model call may carry beside its inputs; the default carries nothing.
+#[derive(Clone, Default)]
+pub struct ZImageHooks {
+    /// A ControlNet's additions behind layers of the common stream, by the layer's number: (b, n + l, dim), for the picture
+    /// and the text, both with their filling, as `ZImageControlNetModel` of diffusers makes them.
+    pub residuals: BTreeMap<usize, Tensor>,
+    /// What each row looks at beside its text. diffusers knows no adapters of Z-Image; the places are made after FLUX.1's:
+    /// in each layer of the common stream the picture's queries, normalised and not yet turned to their positions, look at
+    /// the prompts, and what they see is added behind the layer.
+    pub pictures: ImagePrompts,
+    /// Side paths of the projections.
+    pub adapters: Adapters,
 }
 
 /// Z-Image's transformer.
@@ -241,7 +155,7 @@ impl ZImage {
         let mut text = fill(&text, &self.text_pad, length)?; // (1, l, dim)
         let own = rotation.narrow(picture, length)?;
         for layer in &self.text_layers {
-            text = layer.forward(&text, &Step { rotation: &own, time: None, adapters })?;
+            text = layer.forward(&text, &Step { rotation: &own, time: None, place: None, adapters })?;
         }
         Ok(ZImageCondition { text, rotation })
     }
@@ -258,9 +172,15 @@ impl ZImage {
         latents: &Tensor,
         times: &[f64],
         conditions: &[&ZImageCondition],
-        adapters: &Adapters,
+        hooks: &ZImageHooks,
     ) -> Result<Tensor> {
         let (b, c, h, w) = latents.dims4()?;
+        let ZImageHooks { residuals, pictures, adapters } = hooks;
+        pictures.check(b, self.layers.len(), ImagePrompt::places)?;
+        if let Some((at, _)) = residuals.range(self.layers.len()..).next() {
+            let message = format!("a residual is for layer {at}, but the network has {}", self.layers.len());
+            return Err(Error::Unsupported(message));
+        }
         let [first, ..] = conditions else { return Err(unfit(b, 0)) };
         if conditions.len() != b || times.len() != b {
             return Err(unfit(b, conditions.len()));
@@ -278,16 +198,19 @@ impl ZImage {
         let length = count.next_multiple_of(MULTIPLE);
         let mut picture = fill(&self.picture_in.forward(&patches)?, &self.picture_pad, length)?; // (b, n, dim)
         let rotation = first.rotation.narrow(0, length)?;
-        let step = Step { rotation: &rotation, time: Some(&time), adapters };
+        let step = Step { rotation: &rotation, time: Some(&time), place: None, adapters };
         for layer in &self.picture_layers {
             picture = layer.forward(&picture, &step)?;
         }
 
         let texts = conditions.iter().map(|condition| &condition.text).collect::<Vec<_>>();
         let mut all = Tensor::cat(&[picture, Tensor::cat(&texts, 0)?], 1)?; // (b, n + l, dim)
-        let step = Step { rotation: &first.rotation, time: Some(&time), adapters };
-        for layer in &self.layers {
-            all = layer.forward(&all, &step)?;
+        for (at, layer) in self.layers.iter().enumerate() {
+            let place = Some(Place { pictures, at, tokens: count });
+            all = layer.forward(&all, &Step { rotation: &first.rotation, time: Some(&time), place, adapters })?;
+            if let Some(residual) = residuals.get(&at) {
+                all = (all + residual.to_dtype(dtype)?)?;
+            }
         }
         let patches = self.last.forward(&all.narrow(1, 0, count)?.contiguous()?, &time)?; // (b, rows*columns, 4c)
         let output = patches
@@ -365,7 +288,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::denoisers::testing::{noise, numbers, view, weights_for};
+    use crate::denoisers::testing::{each_row_sees_its_own, image_prompt, noise, numbers, view, weights_for};
 
     const FILE: &str = "transformer/config.json";
 
@@ -377,11 +300,15 @@ mod tests {
         ZImage::new(&config, &view(weights)).unwrap()
     }
 
+    /// The condition of a prompt of so many tokens for latents of 4 by 6; every seed is another one.
+    fn condition(network: &ZImage, tokens: usize, seed: u32) -> ZImageCondition {
+        network.condition(&noise(&[1, tokens, 5], seed), (4, 6), &Adapters::default()).unwrap()
+    }
+
     #[test]
     fn rows_of_one_length_share_a_call_and_nothing_else() {
-        let (network, none) = (tiny(), Adapters::default());
-        let condition =
-            |tokens: usize| network.condition(&noise(&[1, tokens, 5], tokens as u32), (4, 6), &none).unwrap();
+        let (network, none) = (tiny(), ZImageHooks::default());
+        let condition = |tokens: usize| condition(&network, tokens, tokens as u32);
         let (a, b) = (condition(3), condition(32));
         assert_eq!((a.tokens().unwrap(), b.tokens().unwrap()), (32, 32));
         let latents = noise(&[2, 3, 4, 6], 7);
@@ -389,6 +316,41 @@ mod tests {
         let alone = network.forward(&latents.narrow(0, 1, 1).unwrap(), &[0.7], &[&b], &none).unwrap();
         assert_eq!(both.dims(), latents.dims());
         assert_eq!(numbers(&both.narrow(0, 1, 1).unwrap()), numbers(&alone));
+    }
+
+    #[test]
+    fn each_row_looks_at_its_own_pictures() {
+        let network = tiny();
+        let conditions: Vec<_> = (0..3).map(|seed| condition(&network, 5, seed)).collect();
+        each_row_sees_its_own(
+            |seed, scale| image_prompt(1, 12, seed, scale),
+            |first, count, pictures| {
+                let latents = noise(&[3, 3, 4, 6], 7).narrow(0, first, count).unwrap();
+                let conditions: Vec<_> = conditions[first..first + count].iter().collect();
+                let hooks = ZImageHooks { pictures, ..ZImageHooks::default() };
+                network.forward(&latents, &vec![0.3; count], &conditions, &hooks)
+            },
+        );
+    }
+
+    #[test]
+    fn a_residual_is_added_behind_its_layer_and_there_must_be_one() {
+        let (network, latents) = (tiny(), noise(&[1, 3, 4, 6], 7));
+        let condition = condition(&network, 5, 1);
+        let draw = |layer: usize, residual: Tensor| {
+            let hooks = ZImageHooks { residuals: BTreeMap::from([(layer, residual)]), ..ZImageHooks::default() };
+            network.forward(&latents, &[0.3], &[&condition], &hooks)
+        };
+        let without = network.forward(&latents, &[0.3], &[&condition], &ZImageHooks::default()).unwrap();
+        // Behind the last layer only the picture's six tokens are looked at, so that the text's count for nothing.
+        let residual = noise(&[1, 64, 12], 3);
+        let zeros = residual.zeros_like().unwrap();
+        assert_eq!(numbers(&draw(0, zeros.clone()).unwrap()), numbers(&without));
+        assert_ne!(numbers(&draw(0, residual.clone()).unwrap()), numbers(&without));
+        let late = Tensor::cat(&[zeros.narrow(1, 0, 6).unwrap(), residual.narrow(1, 6, 58).unwrap()], 1).unwrap();
+        assert_eq!(numbers(&draw(0, late).unwrap()), numbers(&without));
+        let error = draw(1, residual).unwrap_err().to_string();
+        assert_eq!(error, "a residual is for layer 1, but the network has 1");
     }
 
     #[test]
@@ -401,21 +363,5 @@ mod tests {
         network.condition(&noise(&[1, 64, 5], 1), (16, 16), &none).unwrap();
         assert!(told(65, (4, 4)).starts_with("prompt: 65 tokens are too many"));
         assert!(told(1, (18, 4)).starts_with("size: 9x2 tokens are more than"));
-    }
-
-    #[test]
-    fn what_is_not_supported_is_told_with_file_and_key() {
-        let cases = [
-            (r#"{"_class_name": "Lumina2Transformer2DModel"}"#, "_class_name is"),
-            (r#"{"siglip_feat_dim": 1152}"#, "siglip_feat_dim is 1152"),
-            (r#"{"all_patch_size": [4]}"#, "all_patch_size: [4] has no patch of 2x2"),
-            (r#"{"n_heads": 7}"#, "n_heads: 7 heads cannot share dim 3840"),
-            (r#"{"axes_dims": [32, 48, 46]}"#, "axes_dims: [32, 48, 46] are not three even numbers"),
-            (r#"{"axes_lens": [1024]}"#, "axes_lens: [1024] are not three lengths"),
-        ];
-        for (json, message) in cases {
-            let error = ZImageConfig::from_json(FILE, json).unwrap_err().to_string();
-            assert!(error.starts_with(FILE) && error.contains(message), "{error}");
-        }
     }
 }

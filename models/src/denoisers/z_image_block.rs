@@ -5,7 +5,8 @@ use easel_kernels::{Linear, Pairing, RmsNorm, attention, gated_add, rotary, silu
 
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::Rotation;
-use super::z_image::ZImageConfig;
+use super::image_prompt::ImagePrompts;
+use super::z_image_config::ZImageConfig;
 use crate::Result;
 use crate::weights::{Tensors, linear, linear_no_bias};
 
@@ -17,7 +18,28 @@ pub(super) struct Step<'a> {
     pub(super) rotation: &'a Rotation,
     /// The embedded time, (b, 256); `None` for the text's own layers.
     pub(super) time: Option<&'a Tensor>,
+    /// Where image prompts hang; `None` for layers without.
+    pub(super) place: Option<Place<'a>>,
     pub(super) adapters: &'a Adapters,
+}
+
+/// A layer's place for image prompts: its number, and how many tokens at the stream's beginning are the picture's.
+pub(super) struct Place<'a> {
+    pub(super) pictures: &'a ImagePrompts,
+    pub(super) at: usize,
+    pub(super) tokens: usize,
+}
+
+impl Place<'_> {
+    /// `x` (b, n, dim) with what the picture's part of the `queries`, (b, n, dim), sees of the prompts.
+    fn look(&self, x: Tensor, queries: &Tensor, heads: usize) -> Result<Tensor> {
+        if self.pictures.is_empty() {
+            return Ok(x);
+        }
+        let (picture, rest) = (x.narrow(1, 0, self.tokens)?, x.narrow(1, self.tokens, x.dim(1)? - self.tokens)?);
+        let picture = self.pictures.look(self.at, picture, &queries.narrow(1, 0, self.tokens)?, heads)?;
+        Ok(Tensor::cat(&[picture, rest], 1)?)
+    }
 }
 
 /// Attention and a gated feed-forward layer, each normalised before and behind.
@@ -62,17 +84,19 @@ impl Block {
         let [before, behind] = &self.attention_norms;
         let [before_ff, behind_ff] = &self.feed_forward_norms;
         let Some(modulation) = self.modulation(step)? else {
-            let x = (x + behind.forward(&self.attention.forward(&before.forward(x)?, step)?)?)?;
+            let (mixed, _) = self.attention.forward(&before.forward(x)?, step)?;
+            let x = (x + behind.forward(&mixed)?)?;
             let inner = self.feed_forward.forward(&before_ff.forward(&x)?, step)?;
             return Ok((&x + behind_ff.forward(&inner)?)?);
         };
         let Modulation { scale_attention, gate_attention, scale_feed_forward, gate_feed_forward } = &modulation;
         let scaled = before.forward(x)?.broadcast_mul(&scale_attention.unsqueeze(1)?)?;
-        let mixed = behind.forward(&self.attention.forward(&scaled, step)?)?;
-        let x = gated_add(x, gate_attention, &mixed)?;
+        let (mixed, queries) = self.attention.forward(&scaled, step)?;
+        let x = gated_add(x, gate_attention, &behind.forward(&mixed)?)?;
         let scaled = before_ff.forward(&x)?.broadcast_mul(&scale_feed_forward.unsqueeze(1)?)?;
         let inner = behind_ff.forward(&self.feed_forward.forward(&scaled, step)?)?;
-        Ok(gated_add(&x, gate_feed_forward, &inner)?)
+        let x = gated_add(&x, gate_feed_forward, &inner)?;
+        step.place.as_ref().map_or(Ok(x.clone()), |place| place.look(x, &queries, self.attention.heads))
     }
 
     fn modulation(&self, step: &Step) -> Result<Option<Modulation>> {
@@ -120,20 +144,21 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
+    /// What the tokens (b, n, dim) saw, and their queries before they were turned to their positions.
+    fn forward(&self, x: &Tensor, step: &Step) -> Result<(Tensor, Tensor)> {
         let (b, n, dim) = x.dims3()?;
         let Rotation { cosines, sines } = step.rotation;
-        let turned = |projection: &Projection, norm: Option<&RmsNorm>| -> Result<Tensor> {
-            let mut y = projection.forward(x, step.adapters)?;
-            if let Some(norm) = norm {
-                y = norm.forward(&y.reshape((b, n, self.heads, dim / self.heads))?)?.reshape((b, n, dim))?;
-            }
-            Ok(rotary(&y, cosines, sines, self.heads, Pairing::Interleaved)?)
+        let normed = |projection: &Projection, norm: Option<&RmsNorm>| -> Result<Tensor> {
+            let y = projection.forward(x, step.adapters)?;
+            let Some(norm) = norm else { return Ok(y) };
+            Ok(norm.forward(&y.reshape((b, n, self.heads, dim / self.heads))?)?.reshape((b, n, dim))?)
         };
+        let turned = |y: &Tensor| rotary(y, cosines, sines, self.heads, Pairing::Interleaved);
         let [norm_q, norm_k] = self.norms.as_ref().map_or([None, None], |[q, k]| [Some(q), Some(k)]);
-        let (q, k) = (turned(&self.to_q, norm_q)?, turned(&self.to_k, norm_k)?);
+        let (q, k) = (normed(&self.to_q, norm_q)?, normed(&self.to_k, norm_k)?);
         let v = self.to_v.forward(x, step.adapters)?;
-        self.to_out.forward(&attention(&q, &k, &v, self.heads, None)?, step.adapters)
+        let mixed = attention(&turned(&q)?, &turned(&k)?, &v, self.heads, None)?;
+        Ok((self.to_out.forward(&mixed, step.adapters)?, q))
     }
 }
 

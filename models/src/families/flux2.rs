@@ -18,7 +18,7 @@ use super::schedulers::Schedulers;
 use super::unused::{Uses, check_prompt};
 use super::{Family, Placement, dit_memory, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
-use crate::denoisers::{Adapters, Flux2, Flux2Condition, Flux2Config};
+use crate::denoisers::{Flux2, Flux2Condition, Flux2Config, FluxHooks};
 use crate::samplers::{PlanContext, Repaint, StrengthRule};
 use crate::text::{Qwen3, Qwen3Config, Qwen3Mask, QwenTokenizer, Thinking, Tokens};
 use crate::weights::{MODEL_INDEX, Repository};
@@ -293,7 +293,7 @@ impl Pipeline for Flux2Klein {
         self.transformer.with(|network| {
             rows::step(rows, classifier_free, |call: &Call<'_, Flux2Condition>| {
                 let inputs = Tensor::stack(&call.inputs, 0)?;
-                network.forward(&inputs, &call.timesteps, &call.conditions, &Adapters::default())
+                network.forward(&inputs, &call.timesteps, &call.conditions, &FluxHooks::default())
             })
         })
     }

@@ -15,7 +15,7 @@ use super::schedulers::Schedulers;
 use super::unused::{Uses, check_prompt};
 use super::{Family, Placement, dit_memory, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
-use crate::denoisers::{Adapters, ZImage, ZImageCondition, ZImageConfig};
+use crate::denoisers::{Adapters, ZImage, ZImageCondition, ZImageConfig, ZImageHooks};
 use crate::samplers::{PlanContext, Repaint, StrengthRule};
 use crate::text::{Qwen3, Qwen3Config, QwenTokenizer, Thinking, Tokens};
 use crate::weights::Repository;
@@ -178,7 +178,7 @@ fn predict(network: &ZImage, call: &Call<'_, ZImageCondition>) -> Result<Tensor>
         let time = |timestep: f64| f64::from((1000.0 - timestep as f32) / 1000.0);
         let times: Vec<f64> = group.iter().map(|&place| time(call.timesteps[place])).collect();
         let conditions: Vec<&ZImageCondition> = group.iter().map(|&place| call.conditions[place]).collect();
-        let flow = network.forward(&Tensor::stack(&inputs, 0)?, &times, &conditions, &Adapters::default())?;
+        let flow = network.forward(&Tensor::stack(&inputs, 0)?, &times, &conditions, &ZImageHooks::default())?;
         // It points from noise to picture; samplers go the other way.
         let velocity = flow.neg()?;
         for (row, &place) in group.iter().enumerate() {

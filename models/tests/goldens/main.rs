@@ -16,6 +16,8 @@ mod folders;
 #[cfg(test)]
 mod gguf;
 #[cfg(test)]
+mod image_prompts;
+#[cfg(test)]
 mod noise;
 #[cfg(test)]
 mod pictures;

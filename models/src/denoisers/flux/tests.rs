@@ -1,5 +1,5 @@
 use super::*;
-use crate::denoisers::testing::{distance, noise, numbers, view, weights_for};
+use crate::denoisers::testing::{distance, each_row_sees_its_own, image_prompt, noise, numbers, view, weights_for};
 
 fn config() -> FluxConfig {
     FluxConfig {
@@ -79,20 +79,6 @@ fn rows_with_and_without_a_reference_cannot_share_a_call() {
 }
 
 #[test]
-fn every_block_gets_its_residual_in_diffusers_order() {
-    let shares = |turn: fn() -> Turn, count: usize, blocks: usize| {
-        let residuals: Vec<Tensor> = (0..count).map(|seed| noise(&[1], seed as u32 + 1)).collect();
-        let found = |at| turn().of(&residuals, at, blocks).map(|found| numbers(found) == numbers(&residuals[0]));
-        (0..blocks).map(found).collect::<Vec<_>>()
-    };
-    let (own, other) = (Some(true), Some(false));
-    // 19 blocks and 5 residuals are in fours in diffusers, so 5 blocks and 2 residuals in threes.
-    assert_eq!(shares(|| Turn::Neighbours, 2, 5), [own, own, own, other, other]);
-    assert_eq!(shares(|| Turn::Round, 2, 5), [own, other, own, other, own]);
-    assert_eq!(shares(|| Turn::Neighbours, 0, 2), [None, None]);
-}
-
-#[test]
 fn a_residual_is_added_to_the_image_only() {
     let flux = model(&config());
     let latents = noise(&[1, 4, 4, 6], 2);
@@ -110,6 +96,25 @@ fn a_residual_is_added_to_the_image_only() {
         let (double, single) = if double { (residual, Vec::new()) } else { (Vec::new(), residual) };
         assert!(distance(&run(FluxResiduals { double, single, repeat: false }), &plain) > 1e-3);
     }
+}
+
+#[test]
+fn each_row_looks_at_its_own_pictures() {
+    let flux = model(&config());
+    let rows: Vec<_> = (0..3).map(|row| condition(&flux, 10 + row, 3.5, (4, 6), None)).collect();
+    each_row_sees_its_own(
+        |seed, scale| image_prompt(2, 24, seed, scale),
+        |first, count, pictures| {
+            let latents = noise(&[3, 4, 4, 6], 2).narrow(0, first, count).unwrap();
+            let condition = FluxCondition::stack(&rows[first..first + count].iter().collect::<Vec<_>>()).unwrap();
+            flux.forward(&latents, &vec![700.0; count], &condition, &FluxHooks { pictures, ..FluxHooks::default() })
+        },
+    );
+    // An adapter for other blocks than the network has.
+    let pictures = ImagePrompts::by_row(vec![vec![image_prompt(3, 24, 1, 1.0)]]);
+    let hooks = FluxHooks { pictures, ..FluxHooks::default() };
+    let error = flux.forward(&noise(&[1, 4, 4, 6], 2), &[700.0], &rows[0], &hooks).unwrap_err().to_string();
+    assert_eq!(error, "an image prompt has 3 layers; the network has places for 2");
 }
 
 #[test]
@@ -133,7 +138,10 @@ fn half_precision_is_near_to_f32() {
     let run = |dtype| {
         let flux = Flux::new(&config, &weights.to_dtype(dtype)).unwrap();
         let condition = condition(&flux, 10, 3.5, (4, 6), None);
-        let velocity = flux.forward(&latents, &[700.0], &condition, &FluxHooks::default()).unwrap();
+        let pictures = ImagePrompts::by_row(vec![vec![image_prompt(2, 24, 3, 0.8)]]);
+        let residuals = FluxResiduals { double: vec![noise(&[1, 6, 24], 5)], ..FluxResiduals::default() };
+        let hooks = FluxHooks { residuals, pictures, ..FluxHooks::default() };
+        let velocity = flux.forward(&latents, &[700.0], &condition, &hooks).unwrap();
         assert_eq!(velocity.dtype(), DType::F32);
         velocity
     };

@@ -1,7 +1,11 @@
+use std::sync::Arc;
+
 use candle_core::Device;
 
+use super::super::sd3_config::QkNorm;
+use super::super::sd3_image_prompt::{Sd3ImageAdapter, Sd3ImageAdapterConfig};
 use super::*;
-use crate::denoisers::testing::{distance, noise, numbers, view, weights_for};
+use crate::denoisers::testing::{distance, each_row_sees_its_own, noise, numbers, view, weights_for};
 
 /// Three blocks, the second of which has two attentions; pictures' places are cut out of 6x6.
 fn config(qk_norm: Option<QkNorm>) -> Sd3Config {
@@ -85,6 +89,52 @@ fn residuals_are_shared_out_to_the_blocks_before_the_last() {
     let second = run(vec![zero.clone(), residual.clone(), zero]);
     assert!(distance(&first, &second) > 1e-3);
     assert_ne!(numbers(&run(vec![residual])), without);
+}
+
+/// A picture of as many features as its seed's number.
+fn image_prompt(config: &Sd3Config, dtype: DType, seed: u32, scale: f64) -> Sd3ImagePrompt {
+    let sizes = Sd3ImageAdapterConfig { features: 5, width: 8, layers: 2, heads: 1, tokens: 3, sinusoids: 6 };
+    let weights = weights_for(|weights| Sd3ImageAdapter::new(&sizes, config, weights));
+    let adapter = Sd3ImageAdapter::new(&sizes, config, &view(weights).to_dtype(dtype)).unwrap();
+    Sd3ImagePrompt::new(Arc::new(adapter), &noise(&[1, seed as usize, 5], seed), scale).unwrap()
+}
+
+#[test]
+fn each_row_looks_at_its_own_pictures() {
+    for qk_norm in [None, Some(QkNorm::RmsNorm)] {
+        let network = network(qk_norm);
+        let rows: Vec<_> = (0..3).map(|row| condition(&network, 10 + row)).collect();
+        let draw = |first: usize, count: usize, steps: f64, pictures| {
+            let latents = noise(&[3, 3, 4, 6], 1).narrow(0, first, count).unwrap();
+            let condition = Sd3Condition::stack(&rows[first..first + count].iter().collect::<Vec<_>>()).unwrap();
+            let hooks = Sd3Hooks { pictures, ..Sd3Hooks::default() };
+            let steps: Vec<f64> = (first..first + count).map(|row| steps + row as f64).collect();
+            network.forward(&latents, &steps, &condition, &hooks)
+        };
+        each_row_sees_its_own(
+            |seed, scale| image_prompt(network.config(), DType::F32, seed, scale),
+            |first, count, pictures| draw(first, count, 500.0, pictures),
+        );
+        let other = Sd3Config { dual_attention_layers: Vec::new(), ..config(None) };
+        let pictures = ImagePrompts::by_row(vec![vec![image_prompt(&other, DType::F32, 1, 1.0)]]);
+        let error = draw(0, 1, 500.0, pictures).unwrap_err().to_string();
+        assert_eq!(error, "an image prompt has 3 layers; the network has places for 4");
+    }
+}
+
+#[test]
+fn half_precision_is_near_to_f32_with_a_picture() {
+    let config = config(Some(QkNorm::RmsNorm));
+    let weights = view(weights_for(|weights| Sd3::new(&config, weights)));
+    let run = |dtype| {
+        let network = Sd3::new(&config, &weights.to_dtype(dtype)).unwrap();
+        let pictures = ImagePrompts::by_row(vec![vec![image_prompt(&config, dtype, 3, 0.8)]]);
+        let hooks = Sd3Hooks { pictures, ..Sd3Hooks::default() };
+        network.forward(&noise(&[1, 3, 4, 6], 1), &[700.0], &condition(&network, 10), &hooks).unwrap()
+    };
+    let exact = run(DType::F32);
+    assert!(distance(&run(DType::BF16), &exact) < 3e-2);
+    assert!(distance(&run(DType::F16), &exact) < 4e-3);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use candle_core::{DType, Tensor};
 use easel_kernels::Linear;
 
 use super::*;
-use crate::denoisers::testing::{distance, noise, numbers, view, weights_for};
-use crate::denoisers::{AddedContext, ImageProjection, LowRank};
+use crate::denoisers::testing::{distance, each_row_sees_its_own, noise, numbers, view, weights_for};
+use crate::denoisers::{AddedContext, ImageProjection, ImagePrompt, LowRank};
 
 const SD: &str = r#"{
     "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
@@ -190,43 +190,41 @@ fn a_context_that_does_not_fit_the_network_is_refused() {
     assert!(error.contains("addition_embed_type"), "{error}");
 }
 
+/// The cross-attention layers of [`SD`], in the order of their numbers.
+const CROSS: [&str; 4] =
+    ["down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1"];
+
 #[test]
 fn a_picture_is_looked_at_beside_the_text_and_each_row_at_its_own() {
-    let (unet, _) = build(SD);
-    let (latents, states) = (noise(&[2, 4, 6, 10], 1), noise(&[2, 5, 6], 2));
-    let condition = |row: usize, count: usize| {
-        let states = states.narrow(0, row, count).unwrap();
-        unet.condition(&context(&states), &Adapters::default()).unwrap()
+    let (unet, weights) = build(SD);
+    let (latents, states) = (noise(&[3, 4, 6, 10], 1), noise(&[3, 5, 6], 2));
+    let draw = |condition: &Condition, first: usize, pictures: ImagePrompts| {
+        let latents = latents.narrow(0, first, condition.rows()).unwrap();
+        let hooks = Hooks { pictures, ..Hooks::default() };
+        unet.forward(&latents, &vec![321.5; condition.rows()], condition, &hooks)
     };
-    let draw = |condition: &Condition, row: usize, count: usize| {
-        let latents = latents.narrow(0, row, count).unwrap();
-        unet.forward(&latents, &vec![321.5; count], condition, &Hooks::default()).unwrap()
+    let condition = |first: usize, count: usize| {
+        unet.condition(&context(&states.narrow(0, first, count).unwrap()), &Adapters::default()).unwrap()
     };
-    // A picture with the text's own keys and values adds its share of what the text gives.
-    let (mut pictured, mut scaled) = (condition(0, 2), condition(0, 2));
-    for (pictured, scaled) in pictured.context.iter_mut().zip(&mut scaled.context) {
-        pictured.pictures.push((pictured.keys.clone(), (&pictured.values * 0.5).unwrap()));
-        scaled.values = (&scaled.values * 1.5).unwrap();
+    // Tokens that are the text's states, with the text's own projections, add their share of what the text gives.
+    let mut scaled = condition(0, 3);
+    for layer in &mut scaled.context {
+        layer.values = (&layer.values * 1.5).unwrap();
     }
-    assert!(distance(&draw(&pictured, 0, 2), &draw(&scaled, 0, 2)) < 1e-5);
+    let layers = CROSS.map(|name| {
+        let of = |layer: &str| weights[&format!("{name}.transformer_blocks.0.attn2.{layer}.weight")].clone();
+        let [to_k, to_v] = ["to_k", "to_v"].map(|layer| Linear::new(of(layer), None).unwrap());
+        ImageProjection { to_k, to_v }
+    });
+    let own = |row: usize| vec![ImagePrompt::new(&states.narrow(0, row, 1).unwrap(), &layers, &[0.5; 4]).unwrap()];
+    let pictured = draw(&condition(0, 3), 0, ImagePrompts::by_row((0..3).map(own).collect())).unwrap();
+    assert!(distance(&pictured, &draw(&scaled, 0, ImagePrompts::default()).unwrap()) < 1e-5);
 
-    // Every cross-attention layer has its own projections, as wide as the layer.
-    let widths: Vec<usize> = condition(0, 1).context.iter().map(|layer| layer.keys.dim(2).unwrap()).collect();
-    let linear = |width: usize, seed| Linear::new(noise(&[width, 3], seed), None).unwrap();
-    let layers: Vec<ImageProjection> = (widths.iter().zip(7..))
-        .map(|(&width, seed)| ImageProjection { to_k: linear(width, seed), to_v: linear(width, seed + 50) })
-        .collect();
-    let tokens = noise(&[1, 4, 3], 5);
-    let rows: Vec<Condition> = [(0, 0.7), (1, 0.2)]
-        .map(|(row, scale)| condition(row, 1).with_picture(&tokens, &layers, scale).unwrap())
-        .into();
-    let together = draw(&Condition::stack(&rows.iter().collect::<Vec<_>>()).unwrap(), 0, 2);
-    for (row, alone) in rows.iter().enumerate() {
-        assert_eq!(numbers(&together.narrow(0, row, 1).unwrap()), numbers(&draw(alone, row, 1)), "row {row}");
-    }
-    let unseen = condition(0, 1).with_picture(&tokens, &layers, 0.0).unwrap();
-    assert_eq!(numbers(&draw(&unseen, 0, 1)), numbers(&draw(&condition(0, 1), 0, 1)));
-    assert_ne!(numbers(&draw(&rows[0], 0, 1)), numbers(&draw(&condition(0, 1), 0, 1)));
-    assert!(Condition::stack(&[&rows[0], &condition(1, 1)]).is_err());
-    assert!(condition(0, 1).with_picture(&tokens, &layers[1..], 1.0).is_err());
+    each_row_sees_its_own(
+        |seed, scale| ImagePrompt::new(&noise(&[1, seed as usize, 6], seed), &layers, &[scale; 4]).unwrap(),
+        |first, count, pictures| draw(&condition(first, count), first, pictures),
+    );
+    let few = ImagePrompt::new(&states.narrow(0, 0, 1).unwrap(), &layers[1..], &[1.0; 3]).unwrap();
+    let error = draw(&condition(0, 1), 0, ImagePrompts::by_row(vec![vec![few]])).unwrap_err().to_string();
+    assert_eq!(error, "an image prompt has 3 layers; the network has places for 4");
 }
