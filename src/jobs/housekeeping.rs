@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
 
 use super::JobsError;
-use super::handle::{Inner, KEY_LIFE, LEASE};
+use super::inner::{Inner, KEY_LIFE, LEASE};
 
 /// How often old jobs are looked for.
 const SWEEP: Duration = Duration::from_secs(600);

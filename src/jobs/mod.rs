@@ -8,6 +8,7 @@
 mod error;
 mod handle;
 mod housekeeping;
+mod inner;
 mod job;
 mod live;
 mod meters;
@@ -18,6 +19,7 @@ pub mod store;
 mod tests;
 
 pub use error::{JobsError, SubmitError};
-pub use handle::{Clock, Idempotency, InputFiles, Jobs, JobsOptions, Renderer, Submitted};
+pub use handle::{Idempotency, InputFiles, Jobs, Submitted};
+pub use inner::{Clock, JobsOptions, Renderer};
 pub use job::{Job, JobError, JobEvent, JobEventKind, JobMetrics, ModelLoading, Output, Status};
 pub use store::{ListQuery, Page, SqliteStore, Store, StoreError};

@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::handle::Inner;
+use super::inner::Inner;
 use super::live::Live;
 use super::store::{Ending, StoreError};
 use super::{Job, JobError, JobMetrics, ModelLoading, Output, Status, meters};
