@@ -11,6 +11,7 @@ mod card;
 mod error;
 mod image;
 mod pipeline;
+mod resize;
 mod trajectory;
 
 pub mod autoencoders;

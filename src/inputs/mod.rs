@@ -6,7 +6,6 @@
 mod address;
 mod decode;
 mod fetch;
-mod resize;
 #[cfg(test)]
 mod tests;
 
@@ -86,13 +85,13 @@ pub(crate) fn restore(request: &ResolvedRequest, files: &Files, made: &mut RgbIm
 }
 
 fn picture(file: &[u8], size: Size) -> Result<RgbImage, DecodeError> {
-    resize::rgb(decode::rgb(decode::decode(file, KEPT)?), size).ok_or_else(|| unfit(size))
+    decode::rgb(decode::decode(file, KEPT)?).resized(size.width, size.height).map_err(|error| unfit(&error))
 }
 
 fn fitting_mask(request: &ResolvedRequest, files: &Files, size: Size) -> Result<Option<GrayImage>, DecodeError> {
     let (Some(kept), Some(file)) = (&request.mask, &files.mask) else { return Ok(None) };
     let mask = mask(file, kept.painted, KEPT)?;
-    resize::gray(mask, size).ok_or_else(|| unfit(size)).map(Some)
+    mask.resized(size.width, size.height).map_err(|error| unfit(&error)).map(Some)
 }
 
 fn mask(file: &[u8], painted: Painted, most: u64) -> Result<GrayImage, DecodeError> {
@@ -103,6 +102,6 @@ fn mask(file: &[u8], painted: Painted, most: u64) -> Result<GrayImage, DecodeErr
     }
 }
 
-fn unfit(size: Size) -> DecodeError {
-    DecodeError::Damaged(format!("it cannot be brought to {size}"))
+fn unfit(error: &easel_models::Error) -> DecodeError {
+    DecodeError::Damaged(error.to_string())
 }

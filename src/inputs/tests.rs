@@ -116,10 +116,10 @@ fn a_mask_is_as_grey_as_pil_makes_it() {
 fn pictures_are_resampled_as_pil_does_but_for_rounding() {
     let ramp: Vec<u8> = (0..8 * 6 * 3).map(|i: u32| (i * 37 % 256) as u8).collect();
     let picture = RgbImage { width: 8, height: 6, pixels: ramp };
-    let small = resize::rgb(picture.clone(), Size { width: 5, height: 4 }).unwrap();
+    let small = picture.resized(5, 4).unwrap();
     let near = |ours: &[u8], pils: [u8; 15]| ours.iter().zip(pils).all(|(ours, pils)| ours.abs_diff(pils) <= 1);
     assert!(near(&small.pixels, PIL_SMALL), "{:?}", &small.pixels[..15]);
-    let large = resize::rgb(picture, Size { width: 11, height: 9 }).unwrap();
+    let large = picture.resized(11, 9).unwrap();
     assert!(near(&large.pixels, PIL_LARGE), "{:?}", &large.pixels[..15]);
 }
 

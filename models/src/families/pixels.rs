@@ -1,9 +1,6 @@
 //! Between 8-bit pictures and masks, and the tensors of an autoencoder.
 
 use candle_core::{DType, Device, Tensor};
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::F32x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::{Error, GrayImage, RenderSpec, Result, RgbImage};
 
@@ -19,37 +16,6 @@ pub(super) fn check_size(param: &'static str, (width, height): (u32, u32), spec:
     let message =
         format!("it is {width}x{height}; the size of the picture to be made, {}x{}, is needed", wanted.0, wanted.1);
     Err(Error::Request { param, message })
-}
-
-/// A picture of other sides, by Lanczos's filter over three lobes, as diffusers has Pillow do it.
-///
-/// # Errors
-/// When the filter cannot be applied to pictures of these sides.
-pub(super) fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    if (image.width, image.height) == (width, height) {
-        return Ok(image.clone());
-    }
-    // Pillow filters one way and then the other, and rounds to bytes in between, which shows at hard edges: columns first
-    // where the height shrinks by more than twice what the width does (since its version 13), else rows.
-    let (from, to) = ((image.width, image.height), (width, height));
-    let shrinks = |from: u32, to: u32| i64::from(from) - i64::from(to);
-    let (narrower, lower) = (shrinks(from.0, to.0), shrinks(from.1, to.1));
-    let between = if lower > 0 && lower > 2 * narrower { (from.0, to.1) } else { (to.0, from.1) };
-    let values = image.pixels.chunks_exact(3).map(|pixel| F32x3::new([pixel[0], pixel[1], pixel[2]].map(f32::from)));
-    let values = filter(&filter(&values.collect::<Vec<_>>(), from, between)?, between, to)?;
-    RgbImage::new(width, height, values.iter().flat_map(|pixel| pixel.0.map(|value| value as u8)).collect())
-}
-
-/// Pixels at other sides, each value a whole number in 0..=255: in f32, because the crate works on bytes in fewer bits
-/// than Pillow.
-fn filter(pixels: &[F32x3], from: (u32, u32), to: (u32, u32)) -> Result<Vec<F32x3>> {
-    let fault = |error: &dyn std::fmt::Display| Error::Unsupported(format!("a picture cannot be resized: {error}"));
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
-    let source = TypedImageRef::new(from.0, from.1, pixels).map_err(|error| fault(&error))?;
-    let mut target = TypedImage::new(to.0, to.1);
-    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|error| fault(&error))?;
-    let byte = |value: f32| value.round().clamp(0.0, 255.0);
-    Ok(target.pixels().iter().map(|pixel: &F32x3| F32x3::new(pixel.0.map(byte))).collect())
 }
 
 /// A mask in pixels, (1, 1, h, w) in f32: 1 where it is white enough to be painted anew, else 0.
@@ -114,31 +80,6 @@ mod tests {
         let tensor = to_tensor(&image, &Device::Cpu).unwrap();
         assert_eq!(tensor.dims(), [1, 3, 8, 32]);
         assert_eq!(to_image(&tensor).unwrap(), image);
-    }
-
-    /// The picture of scripts/goldens_resize.py.
-    fn waves(width: u32, height: u32) -> RgbImage {
-        let places = (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..3_u32).map(move |c| (y, x, c))));
-        let value = |(y, x, c): (u32, u32, u32)| x * (5 + c) + y * (11 - 3 * c) + (x / 7 + y / 5) % 2 * 90;
-        RgbImage::new(width, height, places.map(|place| (value(place) % 256) as u8).collect()).unwrap()
-    }
-
-    #[test]
-    fn a_picture_is_resized_as_pillow_does_it() {
-        #[derive(serde::Deserialize)]
-        struct Case {
-            source: (u32, u32),
-            target: (u32, u32),
-            pixels: Vec<u8>,
-        }
-        let cases: Vec<Case> = serde_json::from_str(include_str!("../../tests/data/resize.json")).unwrap();
-        for Case { source, target, pixels } in cases {
-            let found = resize(&waves(source.0, source.1), target.0, target.1).unwrap();
-            let most = found.pixels.iter().zip(&pixels).map(|(&a, &b)| a.abs_diff(b)).max().unwrap();
-
-            assert!(found.pixels.len() == pixels.len() && most <= 1, "{source:?} {target:?}: off by {most}");
-        }
-        assert_eq!(resize(&waves(9, 5), 9, 5).unwrap(), waves(9, 5));
     }
 
     #[test]

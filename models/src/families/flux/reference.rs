@@ -59,7 +59,7 @@ fn size((width, height): (u32, u32), multiple: u32) -> Result<(u32, u32)> {
 pub(super) fn latents(image: &RgbImage, space: &LatentSpace) -> Result<Tensor> {
     let multiple = (space.factor() * MULTIPLE_OF_LATENTS) as u32;
     let (width, height) = size((image.width, image.height), multiple)?;
-    let resized = pixels::resize(image, width, height)?;
+    let resized = image.resized(width, height)?;
     space.mode(&pixels::to_tensor(&resized, space.device())?)
 }
 

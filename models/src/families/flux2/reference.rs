@@ -1,6 +1,5 @@
 //! The pictures that the model looks at, as the reference prepares them.
 
-use crate::families::pixels;
 use crate::{Error, Result, RgbImage};
 
 /// Larger pictures are brought to this many pixels.
@@ -31,7 +30,7 @@ pub(super) fn prepare(image: &RgbImage, multiple: u32) -> Result<RgbImage> {
     if pixels > MOST_PIXELS {
         let scale = (MOST_PIXELS as f64 / pixels as f64).sqrt();
         let side = |side: u32| (f64::from(side) * scale) as u32;
-        resized = pixels::resize(image, side(width), side(height))?;
+        resized = image.resized(side(width), side(height))?;
         image = &resized;
     }
     crop(image, image.width / multiple * multiple, image.height / multiple * multiple)
