@@ -91,17 +91,21 @@ impl Artifacts {
         let mask = request.mask.as_ref().map(|mask| mask.file.sha256.clone());
         let this = self.clone();
         blocking(move || {
-            let read = |sha256: &String| this.input(sha256);
-            let images = images.iter().map(read).collect::<Result<_, _>>()?;
-            Ok(Files { images, mask: mask.as_ref().map(read).transpose()? })
+            let several = images.len() > 1;
+            let numbered = (1..).zip(&images);
+            let name = |number: usize| if several { format!("picture {number}") } else { "the picture".to_owned() };
+            let images =
+                numbered.map(|(number, sha256)| this.input(sha256, || name(number))).collect::<Result<_, _>>()?;
+            let mask = mask.map(|sha256| this.input(&sha256, || "the mask".to_owned())).transpose()?;
+            Ok(Files { images, mask })
         })
         .await
     }
 
-    fn input(&self, sha256: &str) -> Result<Bytes, ArtifactError> {
+    fn input(&self, sha256: &str, what: impl FnOnce() -> String) -> Result<Bytes, ArtifactError> {
         let folder = folder(sha256)?;
         let read = self.inner.storage.get(&folder, FILE).map_err(|source| io_error(&folder, source))?;
-        read.map(Bytes::from).ok_or_else(|| io_error(&folder, std::io::ErrorKind::NotFound.into()))
+        read.map(Bytes::from).ok_or_else(|| ArtifactError::InputGone { what: what(), sha256: sha256.to_owned() })
     }
 }
 

@@ -58,6 +58,14 @@ pub enum ArtifactError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A picture that a job's request brought is no longer kept.
+    #[error("{what} of the request is gone: the data folder has no file {sha256}")]
+    InputGone {
+        /// Which picture.
+        what: String,
+        /// The name that its file was kept under.
+        sha256: String,
+    },
     /// The picture could not be turned into a file, or back.
     #[error("{0}")]
     Codec(String),

@@ -1,13 +1,15 @@
 //! A real server process for the tests that need one.
 
 #![allow(dead_code, reason = "each test file uses its own part of this")]
-#![allow(clippy::expect_used, reason = "a test's helper may panic as the test may")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test's helper may panic as the test may")]
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 /// A running `easel serve` on a port of its own.
@@ -37,7 +39,7 @@ impl Server {
     }
 
     pub(crate) fn get(&self, path: &str) -> Value {
-        let reply = reqwest::blocking::get(format!("{}{path}", self.url)).expect("a reply");
+        let reply = client().get(format!("{}{path}", self.url)).send().expect("a reply");
         reply.json().expect("a JSON body")
     }
 
@@ -55,13 +57,27 @@ impl Server {
 
     /// Waits until the job has ended.
     pub(crate) fn ended(&self, id: &str) -> Value {
-        let end = Instant::now() + Duration::from_secs(120);
+        let end = Instant::now() + Duration::from_secs(300);
         loop {
             let job = self.get(&format!("/v1/jobs/{id}?wait=30"));
             if matches!(job["status"].as_str(), Some("succeeded" | "failed" | "canceled")) {
                 return job;
             }
             assert!(Instant::now() < end, "the job does not end: {job}");
+        }
+    }
+
+    /// Waits until the job has made a step, and not its last one.
+    pub(crate) fn until_progress(&self, id: &str) {
+        let end = Instant::now() + Duration::from_secs(120);
+        loop {
+            let job = self.get(&format!("/v1/jobs/{id}"));
+            let progress = job["progress"].as_f64().expect("a number");
+            assert!(progress < 1.0 && Instant::now() < end, "the job is not seen running: {job}");
+            if progress > 0.0 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -83,6 +99,32 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// A folder or file of the models' own test data.
+pub(crate) fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/data").join(name)
+}
+
+/// FLUX.2 klein in the least size, as a `--model`: it draws noise, and every picture that it looks at has its part in it.
+pub(crate) fn tiny_klein() -> String {
+    format!("klein={}", data("flux2/distilled").display())
+}
+
+/// A file's bytes.
+pub(crate) fn read(path: impl AsRef<Path>) -> Vec<u8> {
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
+}
+
+/// A png file as a request carries it.
+pub(crate) fn data_uri(png: &[u8]) -> String {
+    format!("data:image/png;base64,{}", STANDARD.encode(png))
+}
+
+/// The hashes of a job's pictures.
+pub(crate) fn digests(job: &Value) -> Vec<String> {
+    let outputs = job["outputs"].as_array().expect("a list of outputs");
+    outputs.iter().map(|output| output["sha256"].as_str().expect("a hash").to_owned()).collect()
 }
 
 /// A client that waits as long as a test may take.
