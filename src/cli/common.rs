@@ -1,5 +1,6 @@
 //! What the commands share: the flags that name configuration, opening models, and failing politely.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -171,21 +172,47 @@ fn device(name: &str) -> Result<Device, CliError> {
     }
 }
 
-/// Models by the names that they are served under.
-pub(super) type Opened = Vec<(String, Arc<dyn Pipeline>)>;
+/// The models that are served.
+#[derive(Default)]
+pub(super) struct Opened {
+    /// By the names that they are served under.
+    pub(super) models: Vec<(String, Arc<dyn Pipeline>)>,
+    /// Those whose weights cannot be loaded, as far as their files' headers tell, and why.
+    pub(super) faults: BTreeMap<String, String>,
+}
 
-/// Opens every configured model and, last, the one inside the binary. Their weights are not read.
+/// Opens every configured model and, last, the one inside the binary. Their weights are not read, but those that are on
+/// this machine are checked by their headers.
 pub(super) fn open_models(config: &ModelsConfig, placement: &Placement) -> Result<Opened, CliError> {
     let built_in = (!config.sources.contains_key(BUILT_IN)).then_some((BUILT_IN, None));
     let configured = config.sources.iter().map(|(name, source)| (name.as_str(), Some(source.as_str())));
-    let open = |(name, source): (&str, Option<&str>)| {
+    let mut opened = Opened::default();
+    for (name, source) in configured.chain(built_in) {
         let start = std::time::Instant::now();
-        let pipeline = open(name, &repository(name, source)?, placement)?;
+        let repository = repository(name, source)?;
+        let pipeline = open(name, &repository, placement)?;
+        if source.is_some()
+            && let Some(fault) = fault(&repository, &*pipeline)
+        {
+            opened.faults.insert(name.to_owned(), fault.to_string());
+        }
         let (family, parameters, ms) = (&pipeline.card().family, pipeline.card().parameters, milliseconds(start));
         tracing::info!(model = name, family, parameters, weight_bytes = pipeline.weight_bytes(), ms, "opened");
-        Ok((name.to_owned(), pipeline))
-    };
-    configured.chain(built_in).map(open).collect()
+        opened.models.push((name.to_owned(), pipeline));
+    }
+    Ok(opened)
+}
+
+/// What the headers of a model's files say against its weights. Where they are still to be fetched, that is found out when
+/// they are.
+fn fault(repository: &Repository, pipeline: &dyn Pipeline) -> Option<easel_models::Error> {
+    let parts = pipeline.parts();
+    let parts: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+    match repository.fetched(&parts) {
+        Ok(true) => families::check(repository).err(),
+        Ok(false) => None,
+        Err(error) => Some(error),
+    }
 }
 
 /// Opens one model and loads its weights; without a source, the one inside the binary.
@@ -194,8 +221,14 @@ pub(super) fn load_model(
     name: &str,
     source: Option<&str>,
 ) -> Result<Arc<dyn Pipeline>, CliError> {
-    let start = std::time::Instant::now();
     let pipeline = open(name, &repository(name, source)?, &placement(config)?)?;
+    load_weights(name, &*pipeline)?;
+    Ok(pipeline)
+}
+
+/// Loads an opened model's weights.
+pub(super) fn load_weights(name: &str, pipeline: &dyn Pipeline) -> Result<(), CliError> {
+    let start = std::time::Instant::now();
     let bar = bytes_bar();
     let loaded = pipeline.load(&|loading| show(&bar, loading));
     bar.finish_and_clear();
@@ -203,7 +236,7 @@ pub(super) fn load_model(
     let card = pipeline.card();
     let (family, parameters, dtype) = (&card.family, card.parameters, &card.dtype);
     tracing::info!(model = name, family, parameters, dtype, ms = milliseconds(start), "loaded");
-    Ok(pipeline)
+    Ok(())
 }
 
 /// The name of the asked model, else of the default one, and its source unless it is the one inside the binary.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use clap::Args;
+use easel_models::Pipeline;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
@@ -76,7 +77,7 @@ impl Serve {
         let metrics = telemetry::metrics().map_err(CliError::other)?;
         let fetcher = Fetcher::new(&config.fetch).map_err(CliError::other)?;
         let placement = placement(&config.models)?;
-        let models = open_models(&config.models, &placement)?;
+        let Opened { models, faults } = open_models(&config.models, &placement)?;
         let cards = models.iter().map(|(name, model)| (name.clone(), model.card().clone())).collect();
         let resolver = Resolver::new(cards, config.limits.clone(), &config.models).map_err(CliError::other)?;
         let options = EngineOptions {
@@ -85,6 +86,7 @@ impl Serve {
             data: Some(data.clone()),
             preload: served(&resolver, "models.preload", &config.models.preload)?,
             pinned: served(&resolver, "models.pinned", &config.models.pinned)?,
+            faults,
             ..EngineOptions::from(&config.models)
         };
         check_room(&models, &options)?;
@@ -147,7 +149,7 @@ fn served(resolver: &Resolver, key: &str, names: &[String]) -> Result<Vec<String
 }
 
 /// Refuses to pin more than fits, and says so where what is to be there from the start does not.
-fn check_room(models: &Opened, options: &EngineOptions) -> Result<(), CliError> {
+fn check_room(models: &[(String, Arc<dyn Pipeline>)], options: &EngineOptions) -> Result<(), CliError> {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let bytes = |names: &[&Vec<String>]| -> u64 {
         let named = models.iter().filter(|(name, _)| names.iter().any(|names| names.contains(name)));

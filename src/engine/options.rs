@@ -1,5 +1,6 @@
 //! What an operator can set of the engine.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ pub struct EngineOptions {
     pub preload: Vec<String>,
     /// Models that are loaded at the start and never unloaded.
     pub pinned: Vec<String>,
+    /// Models whose weights are known not to be of use, and why: they count as failed from the start, until somebody has
+    /// them tried all the same.
+    pub faults: BTreeMap<String, String>,
     /// Time after which a model that nobody uses is unloaded; `None` keeps it until another needs the memory.
     pub idle_unload: Option<Duration>,
     /// How long a model in use keeps the memory, at least, before it makes room for another that does not fit beside
@@ -52,6 +56,7 @@ impl Default for EngineOptions {
             data: None,
             preload: Vec::new(),
             pinned: Vec::new(),
+            faults: BTreeMap::new(),
             idle_unload: None,
             turn: Duration::from_secs(10),
             retry_pause: Duration::from_secs(10),

@@ -186,8 +186,12 @@ fn event(model: &str, loading: Loading) -> EngineEvent {
     }
 }
 
+fn cannot_be_loaded(model: &str, why: &dyn std::fmt::Display) -> WorkError {
+    WorkError::Model(format!("{model} cannot be loaded: {why}"))
+}
+
 impl Engine {
-    /// Pins and wants what is configured.
+    /// Pins and wants what is configured, and fails what is known not to be of use.
     pub(super) fn settle(&mut self) {
         let now = Instant::now();
         for model in &mut self.models {
@@ -197,8 +201,13 @@ impl Engine {
                 model.starting = !model.early;
             }
         }
-        for model in 0..self.models.len() {
-            self.meters.models[model].state(&self.models[model].status());
+        for place in 0..self.models.len() {
+            let name = &self.models[place].name;
+            if let Some(why) = self.options.faults.get(name) {
+                let error = cannot_be_loaded(name, why);
+                self.cannot_load(place, &error);
+            }
+            self.meters.models[place].state(&self.models[place].status());
         }
     }
 
@@ -377,7 +386,7 @@ impl Engine {
                 model.pipeline.unload();
                 let error = match fault {
                     Fault::OutOfMemory(message) => WorkError::OutOfMemory(message),
-                    Fault::Other(error) => WorkError::Model(format!("{} cannot be loaded: {error}", model.name)),
+                    Fault::Other(error) => cannot_be_loaded(&model.name, &error),
                 };
                 self.cannot_load(place, &error);
             }

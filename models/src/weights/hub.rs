@@ -314,4 +314,12 @@ impl Files for Hub {
     fn variant(&self) -> Option<&str> {
         self.name.variant.as_deref()
     }
+
+    fn is_here(&self, name: &str) -> bool {
+        self.cached(name).is_some()
+    }
+
+    fn origin(&self) -> String {
+        self.name.id()
+    }
 }

@@ -105,6 +105,15 @@ pub(super) trait Files: Send + Sync {
     fn variant(&self) -> Option<&str> {
         None
     }
+
+    /// Whether the file of this name is on this machine.
+    fn is_here(&self, name: &str) -> bool {
+        let _ = name;
+        true
+    }
+
+    /// Where the files come from, as a path or a name on the hub.
+    fn origin(&self) -> String;
 }
 
 /// The files of one model in the diffusers layout: `model_index.json`, and one folder a part.
@@ -189,6 +198,11 @@ impl Repository {
         Self::new(Embedded { files: builtin::FILES })
     }
 
+    /// Where the model comes from: the path of its folder or file, or its name on the hub.
+    pub fn origin(&self) -> String {
+        self.files.origin()
+    }
+
     /// The file called `name`; `None` when there is none.
     ///
     /// # Errors
@@ -238,13 +252,26 @@ impl Repository {
     /// When a part has no weights that can be read, the hub does not hand them out, or the disk is full: says which, and what
     /// to do.
     pub fn fetch(&self, parts: &[&str], progress: &dyn Fn(Loading)) -> Result<()> {
+        self.files.fetch(&self.weight_files(parts)?, progress)
+    }
+
+    /// Whether the weights of these parts are on this machine, so that nothing has to be fetched for them.
+    ///
+    /// # Errors
+    /// When a part has no weights that can be read.
+    pub fn fetched(&self, parts: &[&str]) -> Result<bool> {
+        Ok(self.weight_files(parts)?.iter().all(|file| self.files.is_here(file)))
+    }
+
+    /// The files in which these parts' weights are, of those that have files of their own.
+    fn weight_files(&self, parts: &[&str]) -> Result<Vec<String>> {
         let mut files = Vec::new();
         for part in parts {
             if self.files.weights(part)?.is_none() {
                 files.extend(part_files::files(self, part)?);
             }
         }
-        self.files.fetch(&files, progress)
+        Ok(files)
     }
 
     /// The text file called `name`.
@@ -396,6 +423,10 @@ impl Files for Folder {
             .filter_map(Result::transpose)
             .collect()
     }
+
+    fn origin(&self) -> String {
+        self.root.display().to_string()
+    }
 }
 
 /// Files inside the program.
@@ -411,6 +442,10 @@ impl Files for Embedded {
     fn list(&self, folder: &str) -> Result<BTreeSet<String>> {
         let inside = |file: &str| Some(file.strip_prefix(folder)?.strip_prefix('/')?.to_owned());
         Ok(self.files.iter().filter_map(|(file, _)| inside(file)).filter(|rest| !rest.contains('/')).collect())
+    }
+
+    fn origin(&self) -> String {
+        builtin::BUILTIN_MODEL.to_owned()
     }
 }
 

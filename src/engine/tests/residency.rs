@@ -217,6 +217,29 @@ fn a_model_that_cannot_be_loaded_fails_its_jobs_and_no_others() {
 }
 
 #[test]
+fn a_model_that_is_known_to_be_broken_has_failed_from_the_start_and_is_tried_later() {
+    let faults = [("b".to_owned(), "unet/model.safetensors: has no conv_in.weight".to_owned())];
+    let options = EngineOptions {
+        faults: faults.into(),
+        preload: vec!["a".into(), "b".into()],
+        retry_pause: Duration::from_millis(100),
+        ..EngineOptions::default()
+    };
+    let (engine, [a, b]) = engine_of(["a", "b"].map(|name| Fake::lazy(name, 8, 1)), options);
+    until(|| state(&engine, "a") == ModelState::Ready);
+    let message = "b cannot be loaded: unet/model.safetensors: has no conv_in.weight";
+    let status = engine.status("b").unwrap();
+    assert_eq!((status.state, status.error.as_deref()), (ModelState::Failed, Some(message)));
+    assert!(engine.queue().starting.is_empty(), "nobody waits for it");
+    assert_eq!((a.weights.loads(), b.weights.loads()), (1, 0));
+    std::thread::sleep(Duration::from_millis(120));
+    // The files may have been mended.
+    let asked = of("b", "x", 2);
+    asked.submit(&engine).check(&asked);
+    assert_eq!((b.weights.loads(), state(&engine, "b")), (1, ModelState::Ready));
+}
+
+#[test]
 fn a_panic_while_loading_fails_the_models_jobs_only() {
     let (engine, [_, b]) = engine_of([Fake::taking("a", 1), Fake::lazy("b", 8, 1)], EngineOptions::default());
     // A lock held by a panicking thread makes the next load panic.

@@ -53,6 +53,7 @@ impl Embedded {
 
 /// The folder that a single file would be.
 pub(super) struct SingleFile {
+    path: String,
     /// Where files are, the first that has one wins.
     overlays: Vec<Overlay>,
     /// The configurations that were made up.
@@ -75,6 +76,7 @@ impl SingleFile {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let Recipe { class, index, scheduler, parts } = recognise(&source, &name)?;
         let mut model = Self {
+            path: path.display().to_string(),
             overlays: overlays(&beside, class),
             made: BTreeMap::new(),
             tokenizers: BTreeMap::new(),
@@ -204,6 +206,10 @@ impl Files for SingleFile {
 
     fn weights(&self, part: &str) -> Result<Option<Arc<dyn TensorSource>>> {
         Ok(self.parts.get(part).cloned())
+    }
+
+    fn origin(&self) -> String {
+        self.path.clone()
     }
 }
 
