@@ -198,7 +198,8 @@ impl Resolver {
         let refiner = self.refiner(&asked, (model, card), rendered, &mut warnings)?;
         let n = whole(&fields::N, asked.n, u64::from(limits.max_n))?.unwrap_or(1);
         let sampling_options = asked.sampling;
-        let steps = steps(asked.steps, &sampling_options, card.scheduler.is_flow(), limits)?.unwrap_or(card.steps);
+        let steps = steps(asked.steps, &sampling_options, card.scheduler.is_flow(), limits)?;
+        let steps = steps.unwrap_or_else(|| own_steps(card, task).min(limits.max_steps));
         let (sampler, schedule) = sampling(asked.sampler.as_deref(), asked.schedule.as_deref(), model, card)?;
         let output_compression = whole(&fields::OUTPUT_COMPRESSION, asked.output_compression, 100)?;
         let partial_images = whole(&fields::PARTIAL_IMAGES, asked.partial_images, 3)?;
@@ -361,6 +362,16 @@ fn sampling(
         return Err(refuse(&fields::SCHEDULE, possible(), schedule.name()));
     }
     Ok((info.name.to_owned(), schedule.name().to_owned()))
+}
+
+/// The steps of a request that names none: the model's own, or as many as it takes for the strength to leave one, of a model
+/// that draws in so few.
+fn own_steps(card: &ModelCard, task: Task) -> usize {
+    match task {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a large number saturates")]
+        Task::Start { strength } if card.steps as f64 * strength < 1.0 => (1.0 / strength).ceil() as usize,
+        _ => card.steps,
+    }
 }
 
 /// The number of steps, where it is asked for: explicit timesteps and sigmas say it, too.

@@ -79,6 +79,22 @@ fn a_strength_that_is_not_asked_for_is_that_of_the_family() {
 }
 
 #[test]
+fn steps_that_are_not_asked_for_are_as_many_as_the_strength_leaves_one_of() {
+    let turbo = ModelCard { steps: 1, ..card(Abilities { image_to_image: true, ..Abilities::default() }) };
+    let resolver = Resolver::new(vec![("t".into(), turbo)], Limits::default(), &ModelsConfig::default()).unwrap();
+    let steps = |strength: Option<f64>, asked: Option<u64>| {
+        let images = vec![input(64, 64); usize::from(strength.is_some())];
+        let inputs = Inputs { images, mask: None };
+        let asked =
+            GenerationRequest { prompt: Some("p".into()), strength, steps: asked, inputs, ..Default::default() };
+        resolver.resolve(asked).map(|(resolved, _)| resolved.steps).unwrap()
+    };
+    assert_eq!((steps(None, None), steps(Some(1.0), None)), (1, 1));
+    assert_eq!((steps(Some(0.8), None), steps(Some(0.3), None)), (2, 4));
+    assert_eq!(steps(Some(0.3), Some(2)), 2);
+}
+
+#[test]
 fn what_a_model_cannot_do_is_refused_by_field_and_says_who_can() {
     for (model, images, mask, strength, param, code) in [
         ("draws", 1, false, None, "image", "unsupported_parameter"),

@@ -3,6 +3,7 @@
 mod card_file;
 mod clip;
 mod dit_memory;
+mod few_steps;
 mod flux;
 mod flux2;
 mod guidance;

@@ -18,7 +18,7 @@ use super::parts::{AnyPart, Lazy, Turns, parts_come_and_go};
 use super::rows::{self, Call, Guided, classifier_free};
 use super::schedulers::Schedulers;
 use super::unused::Uses;
-use super::{Family, Placement, dit_memory, pixels};
+use super::{Family, Placement, dit_memory, few_steps, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::denoisers::{Sd3, Sd3Condition, Sd3Config, Sd3Hooks};
 use crate::samplers::{Noise, Plan, PlanContext, Repaint, StrengthRule};
@@ -77,7 +77,8 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let (text_parts, transformer_part, vae_part) =
         (texts.parts(opening)?, opening.part("transformer")?, opening.part("vae")?);
     let parts: Vec<&Part> = text_parts.iter().chain([&transformer_part, &vae_part]).collect();
-    let card = card(&config, &vae_config, &schedulers, &texts)?;
+    let mut card = card(&config, &vae_config, &schedulers, &texts)?;
+    few_steps::apply(repository, false, &mut card)?;
     let of_card = |card: &ModelCard| context(card.native, vae_config.factor() * config.patch_size);
     let card = opening.complete(card, &parts, &schedulers, of_card)?;
 

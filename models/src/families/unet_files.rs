@@ -1,5 +1,6 @@
 //! The files that every family with a UNet has, and the card that they give.
 
+use super::few_steps;
 use super::latent_space::CONFIG as VAE;
 use super::opening::Opening;
 use super::schedulers::Schedulers;
@@ -119,7 +120,8 @@ impl Files {
     ///
     /// # Errors
     /// Names the file and the key where the card file or the scheduler's cannot be.
-    pub(super) fn complete(&self, card: ModelCard, opening: Opening, parts: &[&Part]) -> Result<ModelCard> {
+    pub(super) fn complete(&self, mut card: ModelCard, opening: Opening, parts: &[&Part]) -> Result<ModelCard> {
+        few_steps::apply(opening.repository, self.unet.time_cond_proj_dim.is_some(), &mut card)?;
         opening.complete(card, parts, &self.schedulers, |_| PlanContext::default())
     }
 }
