@@ -95,6 +95,36 @@ fn a_picture_depends_on_each_reference_and_on_their_order() {
 }
 
 #[test]
+fn a_model_that_paints_into_a_picture_looks_at_others_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &["--model", &tiny_klein()]);
+    let mask = data_uri(&read(data("flux2/pictures/mask-64x64.png")));
+    let painted = |references: &[usize]| {
+        let mut body = with_images(&[2], references);
+        body["mask"] = json!(mask);
+        server.post("/v1/images/generations", &body)
+    };
+    let made: Vec<RgbImage> = [&[][..], &[0], &[1], &[0, 1], &[1, 0]]
+        .map(|references| {
+            let (status, reply) = painted(references);
+            assert_eq!(status, 200, "{reply}");
+            server.picture(&reply)
+        })
+        .into();
+    let different: BTreeSet<&[u8]> = made.iter().map(|picture| picture.as_raw().as_slice()).collect();
+    assert_eq!(different.len(), made.len());
+    // What the mask keeps is the first picture's, whatever it looks at.
+    let start = image::load_from_memory(&files(&[2])[0]).unwrap().into_rgb8();
+    let mask = image::load_from_memory(&read(data("flux2/pictures/mask-64x64.png"))).unwrap().into_luma8();
+    let kept = |picture: &RgbImage| {
+        mask.enumerate_pixels().all(|(x, y, share)| share.0[0] > 0 || picture.get_pixel(x, y) == start.get_pixel(x, y))
+    };
+    assert!(made.iter().all(kept));
+    let (status, reply) = painted(&[0, 1, 3, 4]);
+    assert_eq!((status, &reply["error"]["param"]), (400, &json!("image")), "{reply}");
+}
+
+#[test]
 fn more_references_than_the_model_takes_are_refused_by_number() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["--model", &tiny_klein()]);

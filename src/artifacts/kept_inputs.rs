@@ -3,9 +3,8 @@
 use std::sync::PoisonError;
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
-use super::{ArtifactError, Artifacts, blocking, hex, io_error};
+use super::{ArtifactError, Artifacts, blocking, io_error};
 use crate::engine::Pictures;
 use crate::inputs::{self, DecodeError, Files};
 use crate::request::{Input, Painted, ResolvedRequest};
@@ -20,15 +19,7 @@ impl Artifacts {
     /// # Errors
     /// When it is no picture that can be used, or has more than `most` pixels.
     pub async fn look(&self, file: Bytes, painted: Option<Painted>, most: u64) -> Result<Input, DecodeError> {
-        let looked = self.work(move || {
-            let size = match painted {
-                None => inputs::size_of(&file, most),
-                Some(painted) => inputs::mask_size_of(&file, painted, most),
-            };
-            let sha256 = hex(&Sha256::digest(&file));
-            let bytes = file.len() as u64;
-            Ok(size.map(|size| Input { sha256, width: size.width, height: size.height, bytes }))
-        });
+        let looked = self.work(move || Ok(inputs::look(&file, painted, most)));
         looked.await.unwrap_or_else(|error| Err(DecodeError::Damaged(error.to_string())))
     }
 

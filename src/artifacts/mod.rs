@@ -87,22 +87,13 @@ impl Picture {
     }
 }
 
-/// Brings a rendered picture to its delivered size and encodes it as asked, with its parameters inside where
-/// `embed_metadata` says so. `image` is the picture's place in the request, from 0.
+/// Brings a rendered picture to its delivered size, puts back what a mask keeps of the files that the request brought, and
+/// encodes it as asked, with its parameters inside where `embed_metadata` says so. `image` is the picture's place in the
+/// request, from 0.
 ///
 /// # Errors
-/// When the format cannot hold the picture.
-pub fn finish(
-    request: &ResolvedRequest,
-    image: usize,
-    picture: &RgbImage,
-    embed_metadata: bool,
-) -> Result<Picture, ArtifactError> {
-    finish_over(request, image, picture, embed_metadata, &Files::default())
-}
-
-/// The same with what a mask keeps put back from the files that the request brought.
-fn finish_over(
+/// When the format cannot hold the picture, or a file cannot be unpacked.
+pub(crate) fn finish(
     request: &ResolvedRequest,
     image: usize,
     picture: &RgbImage,
@@ -189,7 +180,7 @@ impl Artifacts {
         // Only a mask needs them again.
         let files = if request.mask.is_some() { self.files(&request).await? } else { Files::default() };
         self.work(move || {
-            let finished = finish_over(&request, image, &picture, embed, &files)?;
+            let finished = finish(&request, image, &picture, embed, &files)?;
             let sha256 = finished.sha256();
             Ok((finished, sha256))
         })

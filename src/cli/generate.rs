@@ -1,4 +1,6 @@
-//! `easel generate`: a picture from a prompt, without a server.
+//! `easel generate`: a picture from a prompt, and perhaps from other pictures, without a server.
+
+mod pictures;
 
 use std::path::{Path, PathBuf};
 
@@ -7,11 +9,14 @@ use easel_models::Size;
 use serde_json::Map;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::common::{CliError, ModelFlags, load_model, progress_bar, source_of};
+use super::common::{CliError, ModelFlags, load_weights, open, placement, progress_bar, repository, source_of};
 use crate::artifacts;
 use crate::config::Config;
-use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Pictures, Work};
-use crate::request::{GenerationRequest, OutputFormat, Priority, ResolvedRequest, Resolver, SizeAsked, parse_size};
+use crate::engine::{EngineEvent, EngineHandle, EngineOptions, Work};
+use crate::inputs::{self, Files};
+use crate::request::{
+    GenerationRequest, OutputFormat, Picture, Priority, ResolvedRequest, Resolver, SizeAsked, fields, parse_size,
+};
 use crate::telemetry;
 
 /// `easel generate`
@@ -52,9 +57,43 @@ pub(super) struct Generate {
     /// How many pictures; picture i uses seed + i.
     #[arg(short, long, value_name = "COUNT")]
     n: Option<u64>,
+    /// The picture to start from, or with --mask to paint into, or to look at: a png, jpeg or webp file, or its address.
+    #[arg(long, value_name = "FILE|URL")]
+    image: Option<String>,
+    /// Which part of --image is painted anew: white is, black is kept.
+    #[arg(long, value_name = "FILE|URL")]
+    mask: Option<String>,
+    /// How much of --image is drawn anew, from 0 to 1.
+    #[arg(long)]
+    strength: Option<f64>,
+    /// A further picture for a model that edits to look at. May be given several times.
+    #[arg(long = "reference", value_name = "FILE|URL")]
+    references: Vec<String>,
     #[command(flatten)]
     flags: ModelFlags,
 }
+
+/// The flags that errors name, by the field that each of them sets.
+const FLAGS: &[(&str, &str)] = &[
+    (fields::PROMPT.name, "PROMPT"),
+    (fields::NEGATIVE_PROMPT.name, "--negative-prompt"),
+    (fields::SIZE.name, "--size"),
+    (fields::STEPS.name, "--steps"),
+    (fields::GUIDANCE.name, "--guidance"),
+    (fields::SEED.name, "--seed"),
+    (fields::SAMPLER.name, "--sampler"),
+    (fields::SCHEDULE.name, "--schedule"),
+    (fields::CLIP_SKIP.name, "--clip-skip"),
+    (fields::N.name, "--n"),
+    (fields::IMAGE.name, IMAGE),
+    (fields::MASK.name, MASK),
+    (fields::STRENGTH.name, "--strength"),
+    (fields::REFERENCE_IMAGES.name, REFERENCE),
+];
+
+const IMAGE: &str = "--image";
+const MASK: &str = "--mask";
+const REFERENCE: &str = "--reference";
 
 impl Generate {
     pub(super) fn run(self) -> Result<(), CliError> {
@@ -69,14 +108,18 @@ impl Generate {
             )));
         }
         let (name, source) = source_of(&config, self.model.as_deref());
-        let model = load_model(&config.models, &name, source.as_deref())?;
-        let models = vec![(name.clone(), model)];
-        let cards = models.iter().map(|(name, model)| (name.clone(), model.card().clone())).collect();
-        let asked = self.request(name, format)?;
+        let model = open(&name, &repository(&name, source.as_deref())?, &placement(&config.models)?)?;
+        let cards = vec![(name.clone(), model.card().clone())];
+        let mut asked = self.request(name.clone(), format)?;
         let resolver = Resolver::new(cards, config.limits.clone(), &Default::default()).map_err(CliError::other)?;
+        // What cannot be is known before anything is fetched, and before the weights are loaded.
+        resolver.admit(&asked).map_err(CliError::other)?;
+        let files = pictures::bring(&config, &mut asked)?;
         let (request, warnings) = resolver.resolve(asked).map_err(CliError::other)?;
+        let pictures = inputs::pictures(&request, &files).map_err(CliError::other)?;
+        load_weights(&name, &*model)?;
 
-        let engine = EngineHandle::start(models, EngineOptions::from(&config.models));
+        let engine = EngineHandle::start(vec![(name, model)], EngineOptions::from(&config.models));
         let (events, received) = unbounded_channel();
         let work = Work {
             job: "generate".into(),
@@ -84,7 +127,7 @@ impl Generate {
             prompt: request.positive(),
             negative: request.negative(),
             specs: request.specs(),
-            pictures: Pictures::default(),
+            pictures,
             priority: request.priority,
             owner: String::new(),
             previews: 0,
@@ -95,7 +138,7 @@ impl Generate {
         for warning in warnings {
             say(&format!("note: {warning}"));
         }
-        self.follow(&request, &config, received)
+        self.follow(&request, &files, &config, received)
     }
 
     fn request(&self, model: String, format: OutputFormat) -> Result<GenerationRequest, CliError> {
@@ -115,16 +158,28 @@ impl Generate {
             sampler: self.sampler.clone(),
             schedule: self.schedule.clone(),
             clip_skip: self.clip_skip,
+            images: self.image.iter().map(|text| pictures::picture(IMAGE, None, text)).collect::<Result<_, _>>()?,
+            references: self.references()?,
+            mask: self.mask.as_ref().map(|text| pictures::picture(MASK, None, text)).transpose()?,
+            strength: self.strength,
+            spelling: FLAGS.to_vec(),
             output_format: Some(format),
             priority: Some(Priority::Normal),
             ..GenerationRequest::default()
         })
     }
 
+    fn references(&self) -> Result<Vec<Picture>, CliError> {
+        let several = self.references.len() > 1;
+        let numbered = (1..).zip(&self.references);
+        numbered.map(|(number, text)| pictures::picture(REFERENCE, several.then_some(number), text)).collect()
+    }
+
     /// Shows progress and writes the pictures as they come.
     fn follow(
         &self,
         request: &ResolvedRequest,
+        files: &Files,
         config: &Config,
         mut events: UnboundedReceiver<EngineEvent>,
     ) -> Result<(), CliError> {
@@ -146,7 +201,7 @@ impl Generate {
                 }
                 EngineEvent::Image { image, picture } => {
                     let file = numbered(&self.output, image, count);
-                    let finished = artifacts::finish(request, image, &picture, config.artifacts.embed_metadata)
+                    let finished = artifacts::finish(request, image, &picture, config.artifacts.embed_metadata, files)
                         .map_err(CliError::other)?;
                     std::fs::write(&file, &finished.bytes)
                         .map_err(CliError::io(format!("cannot write {}", file.display())))?;

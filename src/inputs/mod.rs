@@ -14,9 +14,10 @@ pub use fetch::{FetchError, Fetcher};
 
 use bytes::Bytes;
 use easel_models::{GrayImage, InitImage, RgbImage, Size};
+use sha2::{Digest, Sha256};
 
 use crate::engine::Pictures;
-use crate::request::{Painted, ResolvedRequest};
+use crate::request::{Input, Painted, ResolvedRequest};
 
 /// A file and its pixels' number are bounded when a request brings it; a file that is kept has passed.
 const KEPT: u64 = u64::MAX;
@@ -30,22 +31,23 @@ pub(crate) struct Files {
     pub(crate) mask: Option<Bytes>,
 }
 
-/// The size of the picture in a file, which is unpacked to see that it can be.
+/// What a file is that a request brings as a picture, or as a mask of this kind; it is unpacked to see that it can be.
 ///
 /// # Errors
-/// When it is no picture that can be used, or has more than `most` pixels.
-pub(crate) fn size_of(file: &[u8], most: u64) -> Result<Size, DecodeError> {
-    let picture = decode::decode(file, most)?;
-    Ok(Size { width: picture.width(), height: picture.height() })
-}
-
-/// The size of the mask in a file, which is read to see that it says something.
-///
-/// # Errors
-/// The same, and when a mask of this kind says nothing.
-pub(crate) fn mask_size_of(file: &[u8], painted: Painted, most: u64) -> Result<Size, DecodeError> {
-    let mask = mask(file, painted, most)?;
-    Ok(Size { width: mask.width, height: mask.height })
+/// When it is no picture that can be used, a mask that says nothing, or has more than `most` pixels.
+pub(crate) fn look(file: &[u8], painted: Option<Painted>, most: u64) -> Result<Input, DecodeError> {
+    let (width, height) = match painted {
+        None => {
+            let picture = decode::decode(file, most)?;
+            (picture.width(), picture.height())
+        }
+        Some(painted) => {
+            let mask = mask(file, painted, most)?;
+            (mask.width, mask.height)
+        }
+    };
+    let sha256 = Sha256::digest(file).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Input { sha256, width, height, bytes: file.len() as u64 })
 }
 
 /// What the engine starts from.
@@ -53,14 +55,17 @@ pub(crate) fn mask_size_of(file: &[u8], painted: Painted, most: u64) -> Result<S
 /// # Errors
 /// When a file cannot be unpacked.
 pub(crate) fn pictures(request: &ResolvedRequest, files: &Files) -> Result<Pictures, DecodeError> {
-    let Some(strength) = request.strength else {
-        // An editing model brings what it looks at to its own sizes.
-        let references = files.images.iter().map(|file| Ok(decode::rgb(decode::decode(file, KEPT)?)));
-        return Ok(Pictures { references: references.collect::<Result<_, _>>()?, ..Pictures::default() });
+    let (first, others) = match request.strength {
+        None => (None, &files.images[..]),
+        Some(strength) => match files.images.split_first() {
+            None => (None, &[][..]),
+            Some((first, others)) => (Some(InitImage { image: picture(first, request.rendered)?, strength }), others),
+        },
     };
-    let init = files.images.first().map(|file| picture(file, request.rendered)).transpose()?;
-    let mask = fitting_mask(request, files, request.rendered)?;
-    Ok(Pictures { init: init.map(|image| InitImage { image, strength }), mask, references: Vec::new() })
+    // An editing model brings what it looks at to its own sizes.
+    let references = others.iter().map(|file| Ok(decode::rgb(decode::decode(file, KEPT)?)));
+    let references = references.collect::<Result<_, _>>()?;
+    Ok(Pictures { init: first, mask: fitting_mask(request, files, request.rendered)?, references })
 }
 
 /// Puts what the mask keeps back over a finished picture, from the file that it came in: a model's autoencoder gives

@@ -7,7 +7,7 @@ use image::{DynamicImage, ImageFormat, Rgba, RgbaImage};
 
 use super::*;
 use crate::config::FetchConfig;
-use crate::request::{Input, MaskInput};
+use crate::request::MaskInput;
 
 const MOST: u64 = 1 << 20;
 
@@ -20,6 +20,10 @@ fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 /// Left half red and opaque, right half green and transparent by this much.
 fn halves(alpha: u8) -> DynamicImage {
     RgbaImage::from_fn(8, 4, |x, _| if x < 4 { Rgba([255, 0, 0, 255]) } else { Rgba([0, 255, 0, alpha]) }).into()
+}
+
+fn size_of(file: &[u8], most: u64) -> Result<Size, DecodeError> {
+    look(file, None, most).map(|found| Size { width: found.width, height: found.height })
 }
 
 #[test]

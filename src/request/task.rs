@@ -83,24 +83,26 @@ impl Resolver {
                     card.abilities.image_to_image
                 });
             }
-            let most = abilities.references.max(1);
-            return if images + references > most {
-                Err(too_many(model, images + references, most))
-            } else {
-                Ok(Task::Edit)
-            };
+            few_enough(model, card, images, references)?;
+            return Ok(Task::Edit);
         }
-        if references > 0 {
-            let lacks = if mask { "takes no other pictures beside a mask" } else { "does not look at pictures" };
-            return refuse(&fields::REFERENCE_IMAGES, lacks, &|card| card.abilities.edit);
+        // The first picture is painted into, and the model looks at all of them.
+        let looks = abilities.edit && mask;
+        if looks {
+            if images == 0 {
+                return missing(&fields::IMAGE);
+            }
+            few_enough(model, card, images, references)?;
+        } else if references > 0 {
+            return refuse(&fields::REFERENCE_IMAGES, "does not look at pictures", &|card| card.abilities.edit);
         }
         if !mask && !abilities.image_to_image {
             return refuse(&fields::IMAGE, "does not start from a picture", &|card| {
                 card.abilities.image_to_image || card.abilities.edit
             });
         }
-        if images > 1 {
-            return Err(too_many(model, images, 1));
+        if images > 1 && !looks {
+            return Err(too_many(&fields::IMAGE, model, images, 1));
         }
         let strengths = abilities.strengths;
         let default = if mask { strengths.inpaint } else { strengths.image_to_image };
@@ -112,17 +114,24 @@ impl Resolver {
         let able: Vec<&str> =
             self.models().iter().filter(|(_, card)| can(card)).map(|(name, _)| name.as_str()).collect();
         if able.is_empty() {
-            "no model that is served here does".into()
+            "no model that is served here can".into()
         } else {
             format!("of the served models {} can", able.join(", "))
         }
     }
 }
 
-fn too_many(model: &str, asked: usize, most: usize) -> RequestError {
+/// Refuses more pictures than an editing model looks at.
+fn few_enough(model: &str, card: &ModelCard, images: usize, references: usize) -> Result<(), RequestError> {
+    let most = card.abilities.references.max(1);
+    let field = if images > 0 { &fields::IMAGE } else { &fields::REFERENCE_IMAGES };
+    if images + references > most { Err(too_many(field, model, images + references, most)) } else { Ok(()) }
+}
+
+fn too_many(field: &fields::Field, model: &str, asked: usize, most: usize) -> RequestError {
     let wanted =
         if most == 1 { format!("one picture for {model}") } else { format!("at most {most} pictures for {model}") };
-    RequestError::InvalidValue { param: fields::IMAGE.name.into(), wanted, asked: format!("{asked} of them") }
+    RequestError::InvalidValue { param: field.name.into(), wanted, asked: format!("{asked} of them") }
 }
 
 /// The size of the picture that is made from another one when none is asked for: the other one's, brought to what the

@@ -150,7 +150,7 @@ impl FluxModel {
             return refuse("mask", "it is missing; this model paints into pictures only, and only where it is white");
         }
         if spec.references.len() > reference::MOST {
-            return refuse("references", "this model looks at one picture only");
+            return refuse("image", "this model looks at one picture only");
         }
         if let Some(init) = &spec.init {
             pixels::check_size("image", (init.image.width, init.image.height), spec)?;

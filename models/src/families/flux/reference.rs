@@ -42,8 +42,9 @@ fn size((width, height): (u32, u32), multiple: u32) -> Result<(u32, u32)> {
     let cut = |side: u32| side / multiple * multiple;
     let (wide, high) = (cut(width), cut(height));
     if wide == 0 || high == 0 {
-        let message = format!("it is {width}x{height}; sides of at least {multiple} pixels are needed");
-        return Err(Error::Request { param: "references", message });
+        let message =
+            format!("a picture to look at is {width}x{height}; sides of at least {multiple} pixels are needed");
+        return Err(Error::Request { param: "image", message });
     }
     let aspect = f64::from(wide) / f64::from(high);
     let distance = |(width, height): (u32, u32)| (aspect - f64::from(width) / f64::from(height)).abs();
@@ -84,6 +85,6 @@ mod tests {
         assert_eq!(size((64, 64), 64).unwrap(), (1024, 1024));
         assert_eq!(size((64, 128), 64).unwrap(), (704, 1408));
         let error = size((15, 400), 16).unwrap_err().to_string();
-        assert_eq!(error, "references: it is 15x400; sides of at least 16 pixels are needed");
+        assert_eq!(error, "image: a picture to look at is 15x400; sides of at least 16 pixels are needed");
     }
 }

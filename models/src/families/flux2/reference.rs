@@ -18,11 +18,15 @@ pub(super) fn prepare(image: &RgbImage, multiple: u32) -> Result<RgbImage> {
     let RgbImage { width, height, .. } = *image;
     let refuse = |message: String| Err(Error::Request { param: "image", message });
     if width.min(height) < LEAST_SIDE {
-        return refuse(format!("it is {width}x{height}; at least {LEAST_SIDE} pixels a side are needed"));
+        return refuse(format!(
+            "a picture to look at is {width}x{height}; at least {LEAST_SIDE} pixels a side are needed"
+        ));
     }
     let slenderness = f64::from(width.max(height)) / f64::from(width.min(height));
     if slenderness > LONGEST {
-        return refuse(format!("it is {width}x{height}; one side may be at most {LONGEST} times the other"));
+        return refuse(format!(
+            "a picture to look at is {width}x{height}; one side may be at most {LONGEST} times the other"
+        ));
     }
     let pixels = u64::from(width) * u64::from(height);
     let resized;
@@ -72,7 +76,7 @@ mod tests {
     #[test]
     fn a_tiny_or_slender_picture_is_told_what_is_possible() {
         let told = |width, height| prepare(&picture(width, height), 16).unwrap_err().to_string();
-        assert_eq!(told(63, 100), "image: it is 63x100; at least 64 pixels a side are needed");
-        assert_eq!(told(64, 513), "image: it is 64x513; one side may be at most 8 times the other");
+        assert_eq!(told(63, 100), "image: a picture to look at is 63x100; at least 64 pixels a side are needed");
+        assert_eq!(told(64, 513), "image: a picture to look at is 64x513; one side may be at most 8 times the other");
     }
 }
