@@ -23,7 +23,7 @@ enum Command {
     /// Serve the APIs and the playground page.
     Serve(serve::Serve),
     /// Draw a picture from a prompt, without a server.
-    Generate(generate::Generate),
+    Generate(Box<generate::Generate>),
     /// Measure samplers, with a report that anybody can repeat.
     Bench(bench::Bench),
     /// List the models that can be used, or look into one.
