@@ -58,11 +58,12 @@ impl Server {
         let reply = client().post(format!("{}/v1/images/edits", self.url)).multipart(form(which)).send().unwrap();
         (reply.status().as_u16(), reply.json().unwrap())
     }
+}
 
-    fn picture(&self, reply: &Value) -> RgbImage {
-        let url = reply["data"][0]["url"].as_str().unwrap();
-        image::load_from_memory(&client().get(url).send().unwrap().bytes().unwrap()).unwrap().into_rgb8()
-    }
+/// The first picture of a reply.
+fn picture(reply: &Value) -> RgbImage {
+    let url = reply["data"][0]["url"].as_str().unwrap();
+    image::load_from_memory(&client().get(url).send().unwrap().bytes().unwrap()).unwrap().into_rgb8()
 }
 
 fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
@@ -78,7 +79,7 @@ fn a_picture_depends_on_each_reference_and_on_their_order() {
     let server = Server::start(folder.path(), &["--model", &tiny_klein()]);
     let both = server.looks_at(&[0, 1], &[]);
     let diffusers = image::load_from_memory(&read(data("flux2/pictures/distilled-04.png"))).unwrap().into_rgb8();
-    let near = psnr(&server.picture(&both), &diffusers);
+    let near = psnr(&picture(&both), &diffusers);
     assert!(near > 45.0, "{near} dB to diffusers' picture");
     // However the two are sent, they are the same.
     assert_eq!(digests(&server.looks_at(&[0], &[1])), digests(&both));
@@ -87,11 +88,11 @@ fn a_picture_depends_on_each_reference_and_on_their_order() {
     assert_eq!(digests(&edited), digests(&both));
 
     let others: [&[usize]; 6] = [&[], &[0], &[1, 0], &[0, 2], &[2, 1], &[0, 1, 2, 3]];
-    let mut pictures: Vec<RgbImage> = others.map(|which| server.picture(&server.looks_at(which, &[]))).into();
-    pictures.push(server.picture(&both));
+    let mut pictures: Vec<RgbImage> = others.map(|which| picture(&server.looks_at(which, &[]))).into();
+    pictures.push(picture(&both));
     let different: BTreeSet<&[u8]> = pictures.iter().map(|picture| picture.as_raw().as_slice()).collect();
     assert_eq!(different.len(), others.len() + 1);
-    assert_eq!(server.picture(&server.edits(&[0, 1, 2, 3]).1), pictures[5]);
+    assert_eq!(picture(&server.edits(&[0, 1, 2, 3]).1), pictures[5]);
 }
 
 #[test]
@@ -108,7 +109,7 @@ fn a_model_that_paints_into_a_picture_looks_at_others_too() {
         .map(|references| {
             let (status, reply) = painted(references);
             assert_eq!(status, 200, "{reply}");
-            server.picture(&reply)
+            picture(&reply)
         })
         .into();
     let different: BTreeSet<&[u8]> = made.iter().map(|picture| picture.as_raw().as_slice()).collect();
