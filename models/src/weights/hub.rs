@@ -237,6 +237,18 @@ impl Hub {
     }
 }
 
+/// A single file of a repository on the hub.
+pub(super) struct SingleOfHub {
+    /// Its name in the repository.
+    pub(super) file: String,
+    /// Where it is in the cache.
+    pub(super) path: PathBuf,
+    /// All files of the repository.
+    pub(super) files: BTreeSet<String>,
+    /// The repository.
+    pub(super) hub: Hub,
+}
+
 /// What a model of this source is called for short; `None` where it is no name on the hub.
 pub(super) fn short_name(source: &str) -> Option<String> {
     let name = HubName::parse(source).ok()?;
@@ -245,7 +257,11 @@ pub(super) fn short_name(source: &str) -> Option<String> {
 }
 
 /// The single file that a source names, fetched; `None` where it names a whole repository.
-pub(super) fn single_file(source: &str, options: &HubOptions, progress: &dyn Fn(Loading)) -> Result<Option<PathBuf>> {
+pub(super) fn single_file(
+    source: &str,
+    options: &HubOptions,
+    progress: &dyn Fn(Loading),
+) -> Result<Option<SingleOfHub>> {
     let Some(file) = HubName::parse(source)?.file else { return Ok(None) };
     if safetensors::is_pickle(&file) {
         return Err(safetensors::refuse_pickle(source));
@@ -253,7 +269,7 @@ pub(super) fn single_file(source: &str, options: &HubOptions, progress: &dyn Fn(
     let hub = Hub::open(source, options)?;
     hub.fetch(std::slice::from_ref(&file), progress)?;
     match hub.cached(&file) {
-        Some(path) => Ok(Some(path)),
+        Some(path) => Ok(Some(SingleOfHub { file, path, files: hub.files(), hub })),
         None => {
             let why = hub.incomplete().unwrap_or_else(|| "is not among its files".to_owned());
             Err(failure::error(&hub.name, format_args!("{file} {why}")))

@@ -11,9 +11,9 @@ use candle_core::{DType, Device};
 use easel_kernels::Mapped;
 use serde::de::DeserializeOwned;
 
-use super::hub::{self, Hub, HubOptions};
+use super::hub::{self, Hub, HubOptions, SingleOfHub};
 use super::tensors::{Blanks, TensorSource};
-use super::{Tensors, builtin, fetching, part_files, safetensors};
+use super::{Tensors, builtin, fetching, part_files, safetensors, single_file};
 use crate::{Error, Loading, Part, Result};
 
 /// What a folder of the diffusers layout is recognised by: the list of the model's parts.
@@ -171,13 +171,19 @@ impl Repository {
     }
 
     /// The single file that `source` names on the hub (`owner/name/file.safetensors`, `owner/name:file.gguf` or
-    /// `owner/name@revision:file.gguf`), fetched into the cache; `None` where it names a whole repository. Calls `progress`
-    /// with the bytes that have arrived.
+    /// `owner/name@revision:file.gguf`), fetched into the cache with what [`Repository::open_file`] will look for beside it and
+    /// the repository has; `None` where it names a whole repository. Calls `progress` with the bytes that have arrived.
     ///
     /// # Errors
     /// As [`Repository::hub`]; and when there is no such file, it is a pickle, or the disk is full.
     pub fn hub_file(source: &str, options: &HubOptions, progress: &dyn Fn(Loading)) -> Result<Option<PathBuf>> {
-        hub::single_file(source, options, progress)
+        let Some(SingleOfHub { file, path, files, hub }) = hub::single_file(source, options, progress)? else {
+            return Ok(None);
+        };
+        let repository = Self::new(hub);
+        let beside = single_file::neighbours(&repository, &files, &file, &path)?;
+        repository.files.fetch(&beside, progress)?;
+        Ok(Some(path))
     }
 
     /// The model on the hub that `source` names: `owner/name`, `owner/name@revision`, and for another variant of the weights

@@ -327,3 +327,33 @@ fn a_single_file_is_fetched_by_its_name() {
     assert!(refusal(fetch("owner/name/b.safetensors")).contains("b.safetensors is not among its files"));
     assert!(refusal(fetch("owner/name:old.ckpt")).contains("is a pickle"));
 }
+
+#[test]
+fn a_single_file_comes_with_what_its_model_needs_of_the_repository() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf/flux");
+    let read = |name: &str| std::fs::read(golden.join(name)).unwrap();
+    let mut files = Vec::new();
+    for folder in ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"] {
+        for entry in golden.join(folder).read_dir().unwrap() {
+            let name = format!("{folder}/{}", entry.unwrap().file_name().to_string_lossy());
+            // As ComfyUI has them: the transformer and T5 are files beside each other.
+            let at = if name.ends_with(".gguf") { name.split_once('/').unwrap().1.to_owned() } else { name.clone() };
+            files.push((format!("models/{at}"), read(&name)));
+        }
+    }
+    files.push(("models/model_index.json".to_owned(), read("model_index.json")));
+    let strangers =
+        ["models/transformer/diffusion_pytorch_model.safetensors", "models/flux1-dev.safetensors", "ae.safetensors"];
+    files.extend(strangers.map(|name| (name.to_owned(), safetensors("a", 3))));
+    let hub = StandIn::serve(files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect());
+    let cache = cache();
+    let source = "owner/name:models/flux1-tiny-Q4_K_S.gguf";
+    let path = Repository::hub_file(source, &options(&hub, &cache), &|_| {}).unwrap().unwrap();
+    easel_models::families::check(&Repository::open_file(&path).unwrap()).unwrap();
+    for stranger in strangers {
+        assert_eq!(hub.sent(stranger), 0, "{stranger}");
+    }
+    // All of it is in the cache now.
+    let offline = HubOptions { offline: true, ..options(&hub, &cache) };
+    assert_eq!(Repository::hub_file(source, &offline, &|_| {}).unwrap(), Some(path));
+}

@@ -29,22 +29,41 @@ impl Beside {
         self.folder.join(&self.stem)
     }
 
-    /// Where files of a kind are looked for: with the model, and in the folders that ComfyUI and others keep them in.
-    fn places(&self, role: Role) -> Vec<PathBuf> {
-        let names: &[&str] = if role.is_autoencoder() { &["vae"] } else { &["text_encoders", "clip"] };
-        let near = names.iter().flat_map(|name| [self.folder.join(name), self.folder.join("..").join(name)]);
-        std::iter::once(self.folder.clone()).chain(near).collect()
-    }
-
-    /// The file that holds such a part, if there is one: the first name of its list wins.
+    /// The file that holds such a part, if there is one.
     pub(super) fn file(&self, role: Role) -> Option<PathBuf> {
-        let own = format!("{}.vae.safetensors", self.stem);
-        let own = role.is_autoencoder().then(|| self.folder.join(own)).filter(|path| path.is_file());
-        own.or_else(|| {
-            let mut names = role.file_names().iter();
-            names.find_map(|name| self.places(role).iter().find_map(|place| find(place, name)))
-        })
+        let list = |place: &str| -> Vec<String> {
+            let entries = self.folder.join(place).read_dir().into_iter().flatten().flatten();
+            entries
+                .filter(|entry| entry.path().is_file())
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect()
+        };
+        search(role, &self.stem, list).map(|(place, name)| self.folder.join(place).join(name))
     }
+}
+
+/// Where files of a kind are looked for, seen from the model's folder: there, and in the folders that ComfyUI and others keep
+/// them in.
+fn places(role: Role) -> &'static [&'static str] {
+    if role.is_autoencoder() {
+        &["", "vae", "../vae"]
+    } else {
+        &["", "text_encoders", "../text_encoders", "clip", "../clip"]
+    }
+}
+
+/// The place and the name of the file that holds such a part of the model called `stem`, if there is one: the first name of
+/// its list wins. `list` names the files of a place.
+pub(super) fn search(role: Role, stem: &str, list: impl Fn(&str) -> Vec<String>) -> Option<(String, String)> {
+    let own = role.is_autoencoder().then(|| format!("{stem}.vae.safetensors"));
+    if let Some(own) = own.filter(|own| list("").contains(own)) {
+        return Some((String::new(), own));
+    }
+    let there: Vec<(&str, Vec<String>)> = places(role).iter().map(|place| (*place, list(place))).collect();
+    let find = |name: &&str| {
+        there.iter().find_map(|(place, names)| Some(((*place).to_owned(), find(names, name)?.to_owned())))
+    };
+    role.file_names().iter().find_map(find)
 }
 
 /// The words that say where such a part is looked for.
@@ -54,14 +73,12 @@ pub(super) fn searched(role: Role) -> String {
     format!("as {names} beside the file or in {folders}")
 }
 
-/// The file of this name in a folder; a star stands for anything, and then the first in alphabetical order is meant.
-fn find(folder: &Path, name: &str) -> Option<PathBuf> {
-    let Some((start, end)) = name.split_once('*') else {
-        return Some(folder.join(name)).filter(|path| path.is_file());
+/// The file of this name among others; a star stands for anything, and then the first in alphabetical order is meant.
+fn find<'a>(names: &'a [String], name: &str) -> Option<&'a String> {
+    let Some((start, end)) = name.split_once('*') else { return names.iter().find(|other| *other == name) };
+    let matches = |other: &&String| {
+        let other = other.to_lowercase();
+        other.starts_with(start) && other.ends_with(end)
     };
-    let matches = |path: &PathBuf| {
-        let file = path.file_name().map(|name| name.to_string_lossy().to_lowercase());
-        file.is_some_and(|file| file.starts_with(start) && file.ends_with(end)) && path.is_file()
-    };
-    folder.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(matches).min()
+    names.iter().filter(matches).min()
 }

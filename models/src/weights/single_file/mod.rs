@@ -6,6 +6,7 @@
 
 mod beside;
 mod configs;
+mod neighbours;
 mod recipes;
 mod roles;
 mod tokenizers;
@@ -17,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Value, json};
 
 use beside::{Beside, searched};
+pub(super) use neighbours::neighbours;
 use recipes::{Part, Recipe, merged, recognise};
 use tokenizers::Tokenizer;
 
@@ -90,7 +92,7 @@ impl SingleFile {
             list[part.folder] = if there { json!(part.role.class()) } else { json!([null, null]) };
             if let Some((folder, tokenizer)) = part.tokenizer {
                 list[folder] = if there { json!(["transformers", tokenizer.class()]) } else { json!([null, null]) };
-                if there && !model.has_any(folder)? {
+                if there && !model.has(folder, |_| true)? {
                     model.tokenizers.insert(folder, Embedded { tokenizer, files: OnceLock::new() });
                 }
             }
@@ -112,7 +114,7 @@ impl SingleFile {
                 self.overlays.push(Overlay { folder: Folder::new(beside.folder()), parts });
                 return Ok(true);
             }
-            None if self.has_any(folder)? => return Ok(true),
+            None if self.has(folder, is_weights)? => return Ok(true),
             None => match beside.file(role) {
                 Some(path) => {
                     let other = part_files::open_file(&path)?;
@@ -121,6 +123,8 @@ impl SingleFile {
                     })?;
                     (other, layout)
                 }
+                // What is wrong with the folder is told when it is opened.
+                None if self.has(folder, |_| true)? => return Ok(true),
                 None if optional => return Ok(false),
                 None => {
                     let (what, searched) = (role.what(), searched(role));
@@ -140,18 +144,17 @@ impl SingleFile {
 
     /// Whether a folder holds a part of the diffusers layout, weights included.
     fn is_part(folder: &Path) -> bool {
-        let weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
         folder.join("config.json").is_file()
             && folder.read_dir().is_ok_and(|mut entries| {
-                entries.any(|entry| entry.is_ok_and(|entry| weights(&entry.file_name().to_string_lossy())))
+                entries.any(|entry| entry.is_ok_and(|entry| is_weights(&entry.file_name().to_string_lossy())))
             })
     }
 
-    /// Whether a folder beside the file has files for this folder of the model.
-    fn has_any(&self, folder: &str) -> Result<bool> {
+    /// Whether a folder beside the file has such files for this folder of the model.
+    fn has(&self, folder: &str, such: impl Fn(&str) -> bool) -> Result<bool> {
         let covering = self.overlays.iter().filter(|overlay| overlay.covers(folder));
         for overlay in covering {
-            if !overlay.folder.list(folder)?.is_empty() {
+            if overlay.folder.list(folder)?.iter().any(|name| such(name)) {
                 return Ok(true);
             }
         }
@@ -161,6 +164,11 @@ impl SingleFile {
     fn made_json(&mut self, name: &str, value: &Value) {
         self.made.insert(name.to_owned(), Bytes::Owned(Arc::from(value.to_string().into_bytes())));
     }
+}
+
+/// Whether a file of this name holds weights, or says which do.
+fn is_weights(name: &str) -> bool {
+    [".safetensors", ".safetensors.index.json", ".gguf"].iter().any(|ending| name.ends_with(ending))
 }
 
 /// The folders whose configurations and tokenizers count more than what is made up: that of the file's own name beside
