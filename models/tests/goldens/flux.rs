@@ -106,8 +106,8 @@ fn flux_refuses_by_name_what_it_has_no_use_for_or_cannot_do_without() {
     });
     expect("kontext", "image", &|spec| spec.init = init(128));
     expect("kontext", "mask", &|spec| spec.mask = Some(mask(128)));
-    expect("kontext", "references", &|spec| spec.references = vec![picture(64), picture(64)]);
-    expect("kontext", "references", &|spec| spec.references = vec![picture(8)]);
+    expect("kontext", "image", &|spec| spec.references = vec![picture(64), picture(64)]);
+    expect("kontext", "image", &|spec| spec.references = vec![picture(8)]);
     faults.finish();
 }
 
