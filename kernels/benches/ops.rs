@@ -17,8 +17,14 @@ use easel_kernels::{
 
 type Operation = Box<dyn Fn() -> Result<Tensor>>;
 
+thread_local! {
+    /// Whether weights and inputs are bf16.
+    static IN_BF16: Cell<bool> = const { Cell::new(false) };
+}
+
 fn noise(shape: &[usize]) -> Result<Tensor> {
-    Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(DType::F32)
+    let dtype = if IN_BF16.get() { DType::BF16 } else { DType::F32 };
+    Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype)
 }
 
 /// Seconds of a call, by the wall's clock and of all processors together.
@@ -65,6 +71,7 @@ fn measure(group: &mut BenchmarkGroup<WallTime>, name: &str, operation: &Operati
 
 /// Measures both forms of what `make` makes; `work` is in multiplications.
 fn compare(criterion: &mut Criterion, name: &str, work: usize, make: impl Fn() -> Result<Operation>) {
+    let name = &if IN_BF16.get() { format!("{name} in bf16") } else { name.to_owned() };
     let mut group = criterion.benchmark_group(name);
     group.sample_size(10).warm_up_time(Duration::from_millis(50)).measurement_time(Duration::from_millis(200));
     let operation = make().expect("the operation can be made");
@@ -159,6 +166,22 @@ fn tiny(criterion: &mut Criterion) {
     });
 }
 
+/// Attention, a convolution and a linear layer of Stable Diffusion 1.5 in bf16.
+fn sd15_bf16(criterion: &mut Criterion) {
+    IN_BF16.set(true);
+    conv(criterion, [1, 64, 64, 320], 320, 3, 1);
+    conv(criterion, [1, 32, 32, 640], 640, 3, 1);
+    conv(criterion, [1, 8, 8, 1280], 1280, 3, 1);
+    linear(criterion, [1, 4096, 320], 2560);
+    linear(criterion, [1, 1024, 640], 640);
+    attend(criterion, [1, 4096, 4096], 8, 40);
+    attend(criterion, [1, 1024, 1024], 8, 80);
+    attend(criterion, [1, 4096, 77], 8, 40);
+    norm(criterion, [1, 64, 64, 320]);
+    elementwise(criterion, [1, 4096, 320]);
+    IN_BF16.set(false);
+}
+
 /// Stable Diffusion 1.5 at 512 by 512 with guidance, so two rows.
 fn sd15(criterion: &mut Criterion) {
     conv(criterion, [2, 64, 64, 4], 320, 3, 1);
@@ -181,5 +204,5 @@ fn sd15(criterion: &mut Criterion) {
     elementwise(criterion, [2, 4096, 320]);
 }
 
-criterion_group!(benches, tiny, sd15);
+criterion_group!(benches, tiny, sd15, sd15_bf16);
 criterion_main!(benches);

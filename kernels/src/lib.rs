@@ -16,6 +16,7 @@
 
 mod activations;
 mod ada_layer_norm;
+mod add;
 mod attention;
 mod conv2d;
 mod count;
@@ -37,6 +38,7 @@ mod upsample;
 
 pub use activations::{geglu, gelu, gelu_tanh, quick_gelu, silu};
 pub use ada_layer_norm::{ada_layer_norm, gated_add};
+pub use add::add;
 pub use attention::{attention, causal_mask};
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use count::counted;

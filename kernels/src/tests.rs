@@ -18,7 +18,7 @@ pub(crate) fn noise(seed: u64, shape: impl Into<candle_core::Shape>) -> Result<T
 }
 
 fn bits(x: &Tensor) -> Result<Vec<u32>> {
-    Ok(x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+    Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
 }
 
 /// The L2 distance of two tensors over the norm of the second.
@@ -108,6 +108,7 @@ fn cases() -> Result<Vec<Case>> {
         (130, 130, 3, 32),
         (17, 300, 2, 64),
         (9, 2, 4, 160),
+        (5, 801, 1, 40),
     ] {
         let (q, kv) = (vec![n, heads * d], vec![m, heads * d]);
         cases.push(case(&format!("attention {heads}"), &[&q, &kv, &kv], move |x| {
@@ -128,6 +129,9 @@ fn cases() -> Result<Vec<Case>> {
         cases.push(case("gelu", &[&shape], |x| gelu(&x[0])));
         cases.push(case("gelu_tanh", &[&shape], |x| gelu_tanh(&x[0])));
         cases.push(case("quick_gelu", &[&shape], |x| quick_gelu(&x[0])));
+        cases.push(case("add", &[&shape, &shape], |x| add(&x[0], &x[1])));
+        let vector = shape[shape.len() - 1..].to_vec();
+        cases.push(case("add a vector", &[&shape, &vector], |x| add(&x[0], &x[1])));
         if shape.len() > 1 {
             cases.push(case("geglu", &[&shape], |x| geglu(&x[0])));
         }
@@ -166,9 +170,9 @@ fn inputs(case: &Case, rows: usize) -> Result<Vec<Tensor>> {
         .collect()
 }
 
-fn assert_rows_stand_alone(cases: &[Case]) -> Result<()> {
+fn assert_rows_stand_alone(cases: &[Case], dtype: DType) -> Result<()> {
     for case in cases {
-        let all = inputs(case, 8)?;
+        let all = inputs(case, 8)?.iter().map(|x| x.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
         let alone = (0..8)
             .map(|row| {
                 let row = all.iter().map(|x| x.narrow(0, row, 1)).collect::<Result<Vec<_>>>()?;
@@ -180,7 +184,7 @@ fn assert_rows_stand_alone(cases: &[Case]) -> Result<()> {
             let y = (case.run)(&batch)?;
             for row in 0..rows {
                 let same = bits(&y.narrow(0, row, 1)?)? == alone[8 - rows + row];
-                assert!(same, "{}: row {row} of {rows} differs from itself alone", case.name);
+                assert!(same, "{} in {dtype:?}: row {row} of {rows} differs from itself alone", case.name);
             }
         }
     }
@@ -189,12 +193,14 @@ fn assert_rows_stand_alone(cases: &[Case]) -> Result<()> {
 
 #[test]
 fn a_row_has_the_same_bits_alone_and_in_any_batch() -> Result<()> {
-    assert_rows_stand_alone(&cases()?)
+    let cases = cases()?;
+    assert_rows_stand_alone(&cases, DType::F32)?;
+    assert_rows_stand_alone(&cases, DType::BF16)
 }
 
 #[test]
 fn a_row_of_the_plain_forms_has_the_same_bits_alone_and_in_any_batch() -> Result<()> {
-    with_plain_forms(|| assert_rows_stand_alone(&cases()?))
+    with_plain_forms(|| assert_rows_stand_alone(&cases()?, DType::F32))
 }
 
 #[test]
@@ -287,8 +293,8 @@ fn a_product_of_bf16_weights_gives_what_the_plain_form_gives_to_their_precision(
         let distance = distance(&y, &reference)?;
         assert!(distance < 1e-3, "{}: {distance}", fast.name);
         for row in 0..3 {
-            let alone = (fast.run)(&[x[0].narrow(0, row, 1)?])?.to_dtype(DType::F32)?;
-            let same = bits(&y.narrow(0, row, 1)?.to_dtype(DType::F32)?)? == bits(&alone)?;
+            let alone = (fast.run)(&[x[0].narrow(0, row, 1)?])?;
+            let same = bits(&y.narrow(0, row, 1)?)? == bits(&alone)?;
             assert!(same, "{}: row {row} differs from itself alone", fast.name);
         }
     }

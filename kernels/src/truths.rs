@@ -140,6 +140,18 @@ fn ada_layer_norm_and_the_gate_take_their_row_s_vectors() -> Result<()> {
 }
 
 #[test]
+fn a_sum_is_that_of_neighbours_or_of_a_row_s_vector() -> Result<()> {
+    let (x, y, vector) = (noise(1, (2, 3, 4, 35))?, noise(2, (2, 3, 4, 35))?, noise(3, (2, 35))?);
+    let (xs, ys, vs) = (values(&x)?, values(&y)?, values(&vector)?);
+    let sums: Vec<f64> = xs.iter().zip(&ys).map(|(x, y)| x + y).collect();
+    let moved: Vec<f64> = xs.iter().enumerate().map(|(i, x)| x + vs[i / (12 * 35) * 35 + i % 35]).collect();
+    in_both_forms(|| {
+        assert_near(&add(&x, &y)?, sums.clone())?;
+        assert_near(&add(&x, &vector)?, moved.clone())
+    })
+}
+
+#[test]
 fn rotary_turns_each_pair_by_its_angle() -> Result<()> {
     let (n, heads, d) = (3, 2, 10);
     let (x, angles) = (noise(1, (2, n, heads * d))?, noise(2, (n, d / 2))?);
@@ -269,6 +281,8 @@ fn shapes_that_do_not_fit_are_errors() -> Result<()> {
     assert!(attention(&q, &k, &k, 3, None).is_err());
     assert!(attention(&q, &k, &q, 2, None).is_err());
     assert!(geglu(&noise(1, (2, 3))?).is_err());
+    assert!(add(&noise(1, (2, 3, 4))?, &noise(2, (1, 4))?).is_err());
+    assert!(add(&noise(1, (2, 3, 4))?, &noise(2, (2, 1, 4))?).is_err());
     let (x, vector) = (noise(1, (2, 3, 8))?, noise(2, (1, 8))?);
     assert!(ada_layer_norm(&x, &vector, &vector, 1e-6).is_err());
     assert!(gated_add(&x, &noise(2, (2, 8))?, &q).is_err());
@@ -287,6 +301,7 @@ fn empty_tensors_pass_through() -> Result<()> {
         assert_eq!(conv.forward(&noise(2, (0, 8, 8, 3))?)?.dims(), [0, 6, 6, 4]);
         assert_eq!(silu(&noise(2, (0, 8))?)?.dims(), [0, 8]);
         let (x, vector) = (noise(2, (0, 5, 8))?, noise(2, (0, 8))?);
+        assert_eq!(add(&x, &vector)?.dims(), [0, 5, 8]);
         assert_eq!(ada_layer_norm(&x, &vector, &vector, 1e-6)?.dims(), [0, 5, 8]);
         assert_eq!(gated_add(&x, &vector, &x)?.dims(), [0, 5, 8]);
         assert_eq!(rotary(&x, &noise(3, (5, 2))?, &noise(3, (5, 2))?, 2, Pairing::Halves)?.dims(), [0, 5, 8]);

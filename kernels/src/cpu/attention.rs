@@ -6,25 +6,27 @@
 //! and head, and shared by its blocks of queries. Blocks have fixed sizes, so
 //! that a row's bits depend on its own lengths only.
 
-use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 use pulp::{Simd, WithSimd};
 
 use super::{
+    attention_bf16,
     buffer::{Target, filled, room},
     math::{self, EXP_LOW},
     pool::{collect, tasks},
     product::{Block, Packed, Rows, Start},
+    product_bf16,
     simd::{dispatch, load, store},
     tensor, with_values,
 };
 
 /// The queries of a task.
-const QUERIES: usize = 32;
+pub(super) const QUERIES: usize = 32;
 /// The keys of a block: whole panels of every vector size.
-const KEYS: usize = 384;
+pub(super) const KEYS: usize = 384;
 
 /// What packing a key and value costs in the pool's measure.
-const PACKING: usize = 32;
+pub(super) const PACKING: usize = 32;
 
 /// A block of keys (d, keys) and of values (keys, d).
 struct KeyBlock {
@@ -33,9 +35,26 @@ struct KeyBlock {
 }
 
 /// The mask as it lies in memory: strides of 0 where it is broadcast.
-struct Mask<'a> {
+pub(super) struct Mask<'a> {
     values: &'a [f32],
     strides: [usize; 4],
+}
+
+impl<'a> Mask<'a> {
+    /// The mask of a row's head, from query `first` on.
+    pub(super) fn of_queries(&self, row: usize, head: usize, first: usize) -> Mask<'a> {
+        let [rows, heads, queries, keys] = self.strides;
+        let start = row * rows + head * heads + first * queries;
+        Mask { values: &self.values[start..], strides: [0, 0, queries, keys] }
+    }
+
+    /// Scales a query's scores with the keys from `first` on, and adds the mask.
+    pub(super) fn add_scaled(&self, scores: &mut [f32], scale: f32, query: usize, first: usize) {
+        let start = query * self.strides[2] + first * self.strides[3];
+        for (key, score) in scores.iter_mut().enumerate() {
+            *score = *score * scale + self.values[start + key * self.strides[3]];
+        }
+    }
 }
 
 /// `q` (b, n, heads·d), `k` and `v` (b, m, heads·d), `mask` (b, heads, n, m) in f32 or none; gives (b, n, heads·d).
@@ -51,6 +70,9 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: 
 fn masked(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<&Mask>) -> Result<Tensor> {
     let ((b, n, width), m) = (q.dims3()?, k.dim(1)?);
     let d = width / heads;
+    if q.dtype() == DType::BF16 && product_bf16::takes(d) {
+        return attention_bf16::attention(q, k, v, heads, mask);
+    }
     with_values(q, |queries| {
         with_values(k, |keys| {
             with_values(v, |values| {
@@ -64,11 +86,7 @@ fn masked(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<&Mask>)
                     let count = QUERIES.min(n - first);
                     let (row, column) = (head / heads, head % heads * d);
                     let offset = (row * n + first) * width + column;
-                    let mask = mask.map(|mask| {
-                        let [rows, heads_stride, queries, keys] = mask.strides;
-                        let start = row * rows + head % heads * heads_stride + first * queries;
-                        Mask { values: &mask.values[start..], strides: [0, 0, queries, keys] }
-                    });
+                    let mask = mask.map(|mask| mask.of_queries(row, head % heads, first));
                     // SAFETY: the task's queries and head are written by it alone, and lie within the result.
                     unsafe {
                         let to = target.at(offset);
@@ -137,10 +155,7 @@ unsafe fn query_block(
         for query in 0..count {
             let scores = &mut scores[query * widest..][..keys];
             if let Some(mask) = mask {
-                let start = query * mask.strides[2] + index * KEYS * mask.strides[3];
-                for (key, score) in scores.iter_mut().enumerate() {
-                    *score += mask.values[start + key * mask.strides[3]];
-                }
+                mask.add_scaled(scores, 1.0, query, index * KEYS);
             }
             let (high, total) = (&mut highest[query], &mut totals[query]);
             let fade = dispatch(Softmax { scores, high, total });

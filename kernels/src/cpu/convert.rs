@@ -12,7 +12,13 @@ const CHUNK: usize = 1 << 14;
 
 /// The same values in f32.
 pub(super) fn to_f32(values: &[bf16]) -> Vec<f32> {
-    map(values, |value| f32::from_bits(u32::from(value.to_bits()) << 16))
+    map(values, widen)
+}
+
+/// The value in f32: `bf16::to_f32` in a form that becomes vectors.
+#[inline(always)]
+pub(super) fn widen(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
 }
 
 /// The nearest values in bf16.

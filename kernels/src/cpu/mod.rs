@@ -14,9 +14,11 @@
 #![expect(unsafe_code, reason = "vector loads and stores, and threads that fill disjoint parts of one result")]
 
 mod attention;
+mod attention_bf16;
 mod buffer;
 mod conv2d;
 mod convert;
+mod element;
 mod elementwise;
 mod linear;
 mod math;
@@ -27,17 +29,18 @@ mod product_bf16;
 mod rope;
 mod simd;
 
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
 pub(crate) use attention::attention;
 pub(crate) use conv2d::Conv2d;
-pub(crate) use elementwise::{gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
+pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
 pub(crate) use linear::{Linear, QuantizedLinear};
 pub(crate) use norm::{GroupNorm, ada_layer_norm, layer_norm, rms_norm};
 pub use pool::on_pool;
 pub(crate) use rope::rotary;
 
+use self::element::Element;
 use crate::plain_forms;
 
 /// Whether these forms are to compute `x`.
@@ -61,28 +64,29 @@ fn with_values<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> 
     if x.dtype() == DType::BF16 {
         return with_bf16(x, |values| f(&convert::to_f32(values)));
     }
-    let x = x.to_dtype(DType::F32)?.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) => f(&values[from..to]),
-        _ => bail!("a contiguous f32 tensor on the CPU is expected, not {:?} on {:?}", x.dtype(), x.device()),
-    }
+    with(x, f)
 }
 
 /// Gives `f` the values of `x`, contiguous and in bf16.
 fn with_bf16<T>(x: &Tensor, f: impl FnOnce(&[bf16]) -> Result<T>) -> Result<T> {
-    let x = x.to_dtype(DType::BF16)?.contiguous()?;
+    with(x, f)
+}
+
+/// Gives `f` the values of `x`, contiguous and of type `E`.
+fn with<E: Element, T>(x: &Tensor, f: impl FnOnce(&[E]) -> Result<T>) -> Result<T> {
+    let x = x.to_dtype(E::DTYPE)?.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::BF16(values)), Some((from, to))) => f(&values[from..to]),
-        _ => bail!("a contiguous bf16 tensor on the CPU is expected, not {:?} on {:?}", x.dtype(), x.device()),
+        (Storage::Cpu(values), Some((from, to))) => f(&E::cpu_storage_as_slice(values)?[from..to]),
+        _ => bail!("a contiguous tensor on the CPU is expected, not {:?} on {:?}", x.layout(), x.device()),
     }
 }
 
 /// The tensor of `values`, in the type of `like`.
-fn tensor(values: Vec<f32>, shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
-    if like.dtype() == DType::BF16 {
-        return Tensor::from_vec(convert::to_bf16(&values), shape.into(), &Device::Cpu);
+fn tensor<E: Element>(values: Vec<E>, shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
+    let y = Tensor::from_vec(values, shape.into(), &Device::Cpu)?;
+    if (y.dtype(), like.dtype()) == (DType::F32, DType::BF16) {
+        return with(&y, |values| Tensor::from_vec(convert::to_bf16(values), y.shape(), &Device::Cpu));
     }
-    Tensor::from_vec(values, shape.into(), &Device::Cpu)?.to_dtype(like.dtype())
+    y.to_dtype(like.dtype())
 }

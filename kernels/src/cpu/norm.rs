@@ -5,10 +5,11 @@ use pulp::{Simd, WithSimd};
 
 use super::{
     buffer::{Target, filled, room},
+    element::{Element, in_own_type, load_at},
     math,
     pool::tasks,
-    simd::{dispatch, load, load_at, store},
-    tensor, with_values,
+    simd::{dispatch, load, store},
+    tensor, with, with_values,
 };
 
 /// The positions over which a group's sums are kept in f32; beyond, they are added up in f64. Fixed, since it decides the bits.
@@ -33,45 +34,7 @@ impl GroupNorm {
 
     /// `x` (b, .., c), then SiLU if `silu`.
     pub(crate) fn forward(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
-        let (rows, channels) = (x.dim(0)?, self.weight.len());
-        with_values(x, |values| {
-            let row_len = values.len() / rows.max(1);
-            let (chunk, work) = (POSITIONS * channels, values.len() * COST);
-            let chunks = row_len.div_ceil(chunk.max(1));
-            let part = |task: usize| {
-                let start = task % chunks * chunk;
-                task / chunks * row_len + start..task / chunks * row_len + row_len.min(start + chunk)
-            };
-
-            // Each chunk's sums of x - shift and of its square, for each channel.
-            let mut sums = room(rows * chunks * 2 * channels);
-            let target = Target::new(&mut sums);
-            tasks(rows * chunks, work, |task| {
-                let shift = &values[task / chunks * row_len..][..channels];
-                // SAFETY: each task writes 2 · channels sums of its own.
-                let to = unsafe { target.at(task * 2 * channels) };
-                dispatch(Sums { values: &values[part(task)], shift, to });
-            });
-            // SAFETY: the tasks cover the sums.
-            let sums = unsafe { filled(sums) };
-            let channel_maps: Vec<ChannelMap> = (0..rows)
-                .map(|row| {
-                    let sums = &sums[row * chunks * 2 * channels..][..chunks * 2 * channels];
-                    self.channel_map(sums, &values[row * row_len..][..channels.min(row_len)], row_len)
-                })
-                .collect();
-
-            let mut result = room(values.len());
-            let target = Target::new(&mut result);
-            tasks(rows * chunks, work, |task| {
-                let part = part(task);
-                // SAFETY: the parts lie within the result and do not overlap.
-                let to = unsafe { target.at(part.start) };
-                dispatch(Scale { values: &values[part], map: &channel_maps[task / chunks], silu, to });
-            });
-            // SAFETY: the parts cover the result.
-            tensor(unsafe { filled(result) }, x.shape(), x)
-        })
+        in_own_type!(x, group_norm(self, x, silu))
     }
 
     /// What to do with each channel of a row, from the sums of its chunks.
@@ -110,6 +73,52 @@ impl GroupNorm {
     }
 }
 
+fn group_norm<E: Element>(norm: &GroupNorm, x: &Tensor, silu: bool) -> Result<Tensor> {
+    let (rows, channels) = (x.dim(0)?, norm.weight.len());
+    with(x, |values: &[E]| {
+        let row_len = values.len() / rows.max(1);
+        let (chunk, work) = (POSITIONS * channels, values.len() * COST);
+        let chunks = row_len.div_ceil(chunk.max(1));
+        let part = |task: usize| {
+            let start = task % chunks * chunk;
+            task / chunks * row_len + start..task / chunks * row_len + row_len.min(start + chunk)
+        };
+
+        // The first values of a row's channels; a row without positions has none.
+        let shifts = |row: usize| -> Vec<f32> {
+            values[row * row_len..][..channels.min(row_len)].iter().map(|value| value.to_f32()).collect()
+        };
+        // Each chunk's sums of x - shift and of its square, for each channel.
+        let mut sums = room(rows * chunks * 2 * channels);
+        let target = Target::new(&mut sums);
+        tasks(rows * chunks, work, |task| {
+            let shift = shifts(task / chunks);
+            // SAFETY: each task writes 2 · channels sums of its own.
+            let to = unsafe { target.at(task * 2 * channels) };
+            dispatch(Sums { values: &values[part(task)], shift: &shift, to });
+        });
+        // SAFETY: the tasks cover the sums.
+        let sums = unsafe { filled(sums) };
+        let channel_maps: Vec<ChannelMap> = (0..rows)
+            .map(|row| {
+                let sums = &sums[row * chunks * 2 * channels..][..chunks * 2 * channels];
+                norm.channel_map(sums, &shifts(row), row_len)
+            })
+            .collect();
+
+        let mut result = room(values.len());
+        let target = Target::new(&mut result);
+        tasks(rows * chunks, work, |task| {
+            let part = part(task);
+            // SAFETY: the parts lie within the result and do not overlap.
+            let to = unsafe { target.at(part.start) };
+            dispatch(Scale { values: &values[part], map: &channel_maps[task / chunks], silu, to });
+        });
+        // SAFETY: the parts cover the result.
+        tensor::<E>(unsafe { filled(result) }, x.shape(), x)
+    })
+}
+
 /// (x - mean) · scale + bias for each channel of a row. What the mean loses in f32 is put into the bias.
 #[derive(Default)]
 struct ChannelMap {
@@ -119,13 +128,13 @@ struct ChannelMap {
 }
 
 /// Sums of (n, c) values about `shift` (c): to (2, c), the differences and their squares.
-struct Sums<'a> {
-    values: &'a [f32],
+struct Sums<'a, E> {
+    values: &'a [E],
     shift: &'a [f32],
     to: *mut f32,
 }
 
-impl WithSimd for Sums<'_> {
+impl<E: Element> WithSimd for Sums<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -147,7 +156,7 @@ impl WithSimd for Sums<'_> {
     }
 }
 
-impl Sums<'_> {
+impl<E: Element> Sums<'_, E> {
     /// The sums of V vectors of channels from `channel` on.
     ///
     /// # Safety
@@ -165,7 +174,7 @@ impl Sums<'_> {
             }
             for line in self.values.chunks_exact(channels) {
                 for v in 0..V {
-                    let x = load(simd, line.as_ptr().add(channel + v * S::F32_LANES), left(v));
+                    let x = E::load(simd, line.as_ptr().add(channel + v * S::F32_LANES), left(v));
                     let x = simd.sub_f32s(x, shift[v]);
                     sums[v] = simd.add_f32s(sums[v], x);
                     squares[v] = simd.mul_add_e_f32s(x, x, squares[v]);
@@ -181,14 +190,14 @@ impl Sums<'_> {
 }
 
 /// Maps (n, c) values, then applies SiLU if asked for.
-struct Scale<'a> {
-    values: &'a [f32],
+struct Scale<'a, E> {
+    values: &'a [E],
     map: &'a ChannelMap,
     silu: bool,
-    to: *mut f32,
+    to: *mut E,
 }
 
-impl WithSimd for Scale<'_> {
+impl<E: Element> WithSimd for Scale<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -206,7 +215,7 @@ impl WithSimd for Scale<'_> {
                         load_at(simd, &self.map.biases, channel),
                     );
                     let y = if self.silu { math::silu(simd, y) } else { y };
-                    store(simd, self.to.add(index * channels + channel), left, y);
+                    E::store(simd, self.to.add(index * channels + channel), left, y);
                 }
             }
         }
@@ -215,20 +224,24 @@ impl WithSimd for Scale<'_> {
 
 /// `x` (.., c), normalised over c.
 pub(crate) fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    lines(x, weight, bias, true, eps)
+    in_own_type!(x, lines(x, weight, bias, true, eps))
 }
 
 /// `x` (.., c), divided by the root of its mean square over c.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    lines(x, Some(weight), None, false, eps)
+    in_own_type!(x, lines(x, Some(weight), None, false, eps))
 }
 
 /// `x` (b, n, c), normalised over c, then scaled and shifted by the row's vectors.
 pub(crate) fn ada_layer_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<Tensor> {
+    in_own_type!(x, ada_layer_norm_of(x, scale, shift, eps))
+}
+
+fn ada_layer_norm_of<E: Element>(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<Tensor> {
     let (_, n, channels) = x.dims3()?;
     let factors = with_values(scale, |scale| Ok(scale.iter().map(|scale| 1.0 + scale).collect::<Vec<_>>()))?;
     with_values(shift, |shifts| {
-        with_values(x, |values| {
+        with(x, |values: &[E]| {
             let mut result = room(values.len());
             let target = Target::new(&mut result);
             let chunk = (8192 / channels.max(1)).clamp(1, n.max(1));
@@ -243,16 +256,22 @@ pub(crate) fn ada_layer_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f6
                 dispatch(Lines { values: &values[part], channels, weight, bias, centre: true, eps, to });
             });
             // SAFETY: the parts cover the result.
-            tensor(unsafe { filled(result) }, x.shape(), x)
+            tensor::<E>(unsafe { filled(result) }, x.shape(), x)
         })
     })
 }
 
-fn lines(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, centre: bool, eps: f64) -> Result<Tensor> {
+fn lines<E: Element>(
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+    centre: bool,
+    eps: f64,
+) -> Result<Tensor> {
     let channels = x.dim(D::Minus1)?;
     let vector = |tensor: Option<&Tensor>| tensor.map(|t| with_values(t, |values| Ok(values.to_vec()))).transpose();
     let (weight, bias) = (vector(weight)?, vector(bias)?);
-    with_values(x, |values| {
+    with(x, |values: &[E]| {
         let mut result = room(values.len());
         let target = Target::new(&mut result);
         let chunk = (8192 / channels.max(1)).max(1) * channels;
@@ -264,22 +283,22 @@ fn lines(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, centre: boo
             dispatch(Lines { values: &values[part], channels, weight, bias, centre, eps, to });
         });
         // SAFETY: the parts cover the result.
-        tensor(unsafe { filled(result) }, x.shape(), x)
+        tensor::<E>(unsafe { filled(result) }, x.shape(), x)
     })
 }
 
 /// Lines of `channels` values, each normalised by its own statistics.
-struct Lines<'a> {
-    values: &'a [f32],
+struct Lines<'a, E> {
+    values: &'a [E],
     channels: usize,
     weight: Option<&'a [f32]>,
     bias: Option<&'a [f32]>,
     centre: bool,
     eps: f64,
-    to: *mut f32,
+    to: *mut E,
 }
 
-impl WithSimd for Lines<'_> {
+impl<E: Element> WithSimd for Lines<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -303,7 +322,7 @@ impl WithSimd for Lines<'_> {
                         (None, Some(bias)) => simd.add_f32s(y, load_at(simd, bias, channel)),
                         (None, None) => y,
                     };
-                    store(simd, self.to.add(index * self.channels + channel), left, y);
+                    E::store(simd, self.to.add(index * self.channels + channel), left, y);
                 }
             }
         }
@@ -312,12 +331,12 @@ impl WithSimd for Lines<'_> {
 
 /// The sum of `line`, or of the squares of what differs from `about`; four vectors of sums, so nearly pairwise.
 #[inline(always)]
-fn sum<S: Simd>(simd: S, line: &[f32], about: Option<f32>) -> f32 {
+fn sum<S: Simd, E: Element>(simd: S, line: &[E], about: Option<f32>) -> f32 {
     let mut sums = [simd.splat_f32s(0.0); 4];
     let about_lanes = simd.splat_f32s(about.unwrap_or(0.0));
     for (index, part) in line.chunks(S::F32_LANES).enumerate() {
         // SAFETY: the part has that many values.
-        let mut x = unsafe { load(simd, part.as_ptr(), part.len()) };
+        let mut x = unsafe { E::load(simd, part.as_ptr(), part.len()) };
         if about.is_some() {
             x = simd.sub_f32s(x, about_lanes);
             x = simd.mul_f32s(x, x);

@@ -82,8 +82,8 @@ struct Panel {
 impl PackedBf16 {
     /// Packs the matrix whose element is `value(depth, column)`; the depth must be even.
     pub(super) fn new(depth: usize, columns: usize, value: impl Fn(usize, usize) -> bf16 + Sync + Send) -> Self {
-        let (pairs, vectors) = (depth / 2, columns.div_ceil(LANES));
-        let mut packed = Self { lines: vec![Line([[bf16::ZERO; 2]; LANES]); pairs * vectors], depth, columns };
+        let pairs = depth / 2;
+        let mut packed = Self::empty(depth, columns);
         let to = Target::of(packed.lines.as_mut_ptr());
         tasks(packed.panels(), depth * columns, |index| {
             let panel = packed.panel(index);
@@ -99,6 +99,56 @@ impl PackedBf16 {
             }
         });
         packed
+    }
+
+    /// Packs the matrix whose column `index` is `column(index)`, of `depth` values.
+    pub(super) fn of_columns<'a>(depth: usize, columns: usize, column: impl Fn(usize) -> &'a [bf16]) -> Self {
+        let mut packed = Self::empty(depth, columns);
+        let pairs = depth / 2;
+        for index in 0..packed.panels() {
+            let panel = packed.panel(index);
+            let lines = &mut packed.lines[panel.first * pairs..][..panel.vectors * pairs];
+            for vector in 0..panel.vectors {
+                let first = (panel.first + vector) * LANES;
+                for offset in 0..LANES.min(columns - first) {
+                    let values = column(first + offset).chunks_exact(2);
+                    for (line, both) in lines[vector..].iter_mut().step_by(panel.vectors).zip(values) {
+                        line.0[offset] = [both[0], both[1]];
+                    }
+                }
+            }
+        }
+        packed
+    }
+
+    /// Packs the matrix whose row `index` is `row(index)`, of `columns` values; the depth must be even.
+    pub(super) fn of_rows<'a>(depth: usize, columns: usize, row: impl Fn(usize) -> &'a [bf16]) -> Self {
+        let mut packed = Self::empty(depth, columns);
+        let pairs = depth / 2;
+        for pair in 0..pairs {
+            let (upper, lower) = (row(2 * pair).chunks(LANES), row(2 * pair + 1).chunks(LANES));
+            let mut both = upper.zip(lower);
+            for index in 0..packed.panels() {
+                let panel = packed.panel(index);
+                let lines = &mut packed.lines[panel.first * pairs + pair * panel.vectors..][..panel.vectors];
+                for (line, (upper, lower)) in lines.iter_mut().zip(&mut both) {
+                    for ((to, upper), lower) in line.0.iter_mut().zip(upper).zip(lower) {
+                        *to = [*upper, *lower];
+                    }
+                }
+            }
+        }
+        packed
+    }
+
+    fn empty(depth: usize, columns: usize) -> Self {
+        let lines = vec![Line([[bf16::ZERO; 2]; LANES]); depth / 2 * columns.div_ceil(LANES)];
+        Self { lines, depth, columns }
+    }
+
+    /// The values of a row of `columns` sums, rounded up to whole vectors.
+    pub(super) fn pitch(columns: usize) -> usize {
+        columns.next_multiple_of(LANES)
     }
 
     pub(super) fn columns(&self) -> usize {
@@ -149,16 +199,33 @@ pub(super) unsafe fn multiply(
         let range = block * rows..count.min((block + 1) * rows);
         let mut table = vec![std::ptr::null(); range.len() * taps];
         fill(range.clone(), &mut table);
-        let block = Block { table: &table, count: range.len(), taps, channels, right, bias };
+        let block = Block { table: &table, count: range.len(), taps, channels, right };
         let mut sums = vec![0_f32; range.len() * PANEL_VECTORS * LANES];
         for panel in panels * part / parts..panels * (part + 1) / parts {
             // SAFETY: the instructions are there and the pointers are as the caller promised; the tasks' rows and
             // panels do not overlap.
-            unsafe { block.panel(right.panel(panel), &mut sums, target.at(range.start * right.columns)) };
+            unsafe { block.panel(right.panel(panel), bias, &mut sums, target.at(range.start * right.columns)) };
         }
     });
     // SAFETY: the blocks and parts cover the result.
     unsafe { filled(result) }
+}
+
+/// The sums of the products of some rows, each given by one pointer, with the whole right side; in f32, to go on computing with.
+///
+/// Row r begins at `to + r * pitch`, and is written in whole vectors. `first` begins the sums, otherwise the products are
+/// added to what stands there.
+///
+/// # Safety
+/// [`takes`] must be true of the depth of `right`, each pointer be readable for that many values, and the result for each
+/// row's columns, rounded up to whole vectors.
+pub(super) unsafe fn sums(rows: &[*const bf16], right: &PackedBf16, to: *mut f32, pitch: usize, first: bool) {
+    let block = Block { table: rows, count: rows.len(), taps: 1, channels: right.depth, right };
+    for index in 0..right.panels() {
+        let panel = right.panel(index);
+        // SAFETY: the instructions are there, and the pointers are as the caller promised.
+        unsafe { block.sums(panel, to.add(panel.first * LANES), pitch, first) };
+    }
 }
 
 /// Some rows of the left side, and what they are multiplied with.
@@ -170,7 +237,6 @@ struct Block<'a> {
     /// The values at each pointer.
     channels: usize,
     right: &'a PackedBf16,
-    bias: Option<&'a [f32]>,
 }
 
 /// A part of the depth: some taps, or some pairs of one tap.
@@ -184,7 +250,10 @@ struct Pass {
 #[cfg(not(target_arch = "x86_64"))]
 impl Block<'_> {
     /// Never called, because [`takes`] is never true here.
-    unsafe fn panel(&self, _: Panel, _: &mut [f32], _: *mut bf16) {}
+    unsafe fn panel(&self, _: Panel, _: Option<&[f32]>, _: &mut [f32], _: *mut bf16) {}
+
+    /// As little as this one.
+    unsafe fn sums(&self, _: Panel, _: *mut f32, _: usize, _: bool) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -202,26 +271,17 @@ mod x86 {
         /// The instructions must be there, every pointer of the table readable for `channels` values, the result writable
         /// for the columns of each row, and `sums` as long as the rows times the widest panel.
         #[target_feature(enable = "avx512f,avx512bf16")]
-        pub(super) unsafe fn panel(&self, panel: Panel, sums: &mut [f32], to: *mut bf16) {
-            let pairs = self.channels / 2;
-            let taps_per_pass = (PASS_PAIRS / pairs).max(1);
-            let mut first = true;
-            for tap in (0..self.taps).step_by(taps_per_pass) {
-                for pair in (0..pairs).step_by(PASS_PAIRS) {
-                    let taps = tap..self.taps.min(tap + taps_per_pass);
-                    let pass = Pass { taps, pair, pairs: PASS_PAIRS.min(pairs - pair) };
-                    // SAFETY: the caller's promises.
-                    unsafe { self.pass(&pass, panel, sums, first) };
-                    first = false;
-                }
-            }
+        pub(super) unsafe fn panel(&self, panel: Panel, bias: Option<&[f32]>, sums: &mut [f32], to: *mut bf16) {
+            debug_assert!(sums.len() >= self.count * PANEL_VECTORS * LANES);
+            // SAFETY: the caller's promises.
+            unsafe { self.sums(panel, sums.as_mut_ptr(), PANEL_VECTORS * LANES, true) };
             let column = panel.first * LANES;
             let width = (panel.vectors * LANES).min(self.right.columns - column);
             for row in 0..self.count {
                 let sums = &sums[row * PANEL_VECTORS * LANES..][..width];
                 // SAFETY: the row's columns of this panel are writable, as promised, and nobody else's.
                 let to = unsafe { std::slice::from_raw_parts_mut(to.add(row * self.right.columns + column), width) };
-                match self.bias {
+                match bias {
                     Some(bias) => {
                         for ((to, sum), bias) in to.iter_mut().zip(sums).zip(&bias[column..]) {
                             *to = round(sum + bias);
@@ -232,32 +292,52 @@ mod x86 {
             }
         }
 
+        /// The sums of all rows with one panel: row r's begin at `to + r * pitch`.
+        ///
+        /// # Safety
+        /// As [`Block::panel`], but for what is written: whole vectors of the panel, for each row.
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        pub(super) unsafe fn sums(&self, panel: Panel, to: *mut f32, pitch: usize, first: bool) {
+            let pairs = self.channels / 2;
+            let taps_per_pass = (PASS_PAIRS / pairs).max(1);
+            let mut first = first;
+            for tap in (0..self.taps).step_by(taps_per_pass) {
+                for pair in (0..pairs).step_by(PASS_PAIRS) {
+                    let taps = tap..self.taps.min(tap + taps_per_pass);
+                    let pass = Pass { taps, pair, pairs: PASS_PAIRS.min(pairs - pair) };
+                    // SAFETY: the caller's promises.
+                    unsafe { self.pass(&pass, panel, to, pitch, first) };
+                    first = false;
+                }
+            }
+        }
+
         /// Adds a pass to the sums, or begins them.
         ///
         /// # Safety
-        /// As [`Block::panel`].
+        /// As [`Block::sums`].
         #[target_feature(enable = "avx512f,avx512bf16")]
-        unsafe fn pass(&self, pass: &Pass, panel: Panel, sums: &mut [f32], first: bool) {
+        unsafe fn pass(&self, pass: &Pass, panel: Panel, to: *mut f32, pitch: usize, first: bool) {
             let mut row = 0;
             while row < self.count {
                 let left = self.count - row;
                 let rows = if left >= TILE_ROWS { TILE_ROWS } else { 1 << left.ilog2().min(2) };
-                let sums = &mut sums[row * PANEL_VECTORS * LANES..];
                 // SAFETY: the caller's promises, and `row + rows` is within the rows.
                 unsafe {
+                    let to = to.add(row * pitch);
                     match (rows, panel.vectors) {
-                        (8, 3) => self.tile::<8, 3>(pass, panel, row, sums, first),
-                        (8, 2) => self.tile::<8, 2>(pass, panel, row, sums, first),
-                        (8, _) => self.tile::<8, 1>(pass, panel, row, sums, first),
-                        (4, 3) => self.tile::<4, 3>(pass, panel, row, sums, first),
-                        (4, 2) => self.tile::<4, 2>(pass, panel, row, sums, first),
-                        (4, _) => self.tile::<4, 1>(pass, panel, row, sums, first),
-                        (2, 3) => self.tile::<2, 3>(pass, panel, row, sums, first),
-                        (2, 2) => self.tile::<2, 2>(pass, panel, row, sums, first),
-                        (2, _) => self.tile::<2, 1>(pass, panel, row, sums, first),
-                        (_, 3) => self.tile::<1, 3>(pass, panel, row, sums, first),
-                        (_, 2) => self.tile::<1, 2>(pass, panel, row, sums, first),
-                        _ => self.tile::<1, 1>(pass, panel, row, sums, first),
+                        (8, 3) => self.tile::<8, 3>(pass, panel, row, to, pitch, first),
+                        (8, 2) => self.tile::<8, 2>(pass, panel, row, to, pitch, first),
+                        (8, _) => self.tile::<8, 1>(pass, panel, row, to, pitch, first),
+                        (4, 3) => self.tile::<4, 3>(pass, panel, row, to, pitch, first),
+                        (4, 2) => self.tile::<4, 2>(pass, panel, row, to, pitch, first),
+                        (4, _) => self.tile::<4, 1>(pass, panel, row, to, pitch, first),
+                        (2, 3) => self.tile::<2, 3>(pass, panel, row, to, pitch, first),
+                        (2, 2) => self.tile::<2, 2>(pass, panel, row, to, pitch, first),
+                        (2, _) => self.tile::<2, 1>(pass, panel, row, to, pitch, first),
+                        (_, 3) => self.tile::<1, 3>(pass, panel, row, to, pitch, first),
+                        (_, 2) => self.tile::<1, 2>(pass, panel, row, to, pitch, first),
+                        _ => self.tile::<1, 1>(pass, panel, row, to, pitch, first),
                     }
                 }
                 row += rows;
@@ -267,26 +347,24 @@ mod x86 {
         /// R rows times a panel of V vectors, all sums in registers.
         ///
         /// # Safety
-        /// As [`Block::panel`]; the rows `row..row + R` must exist, and `sums` begin at the first of them.
+        /// As [`Block::sums`]; the rows `row..row + R` must exist, and `to` be the first of them.
         #[target_feature(enable = "avx512f,avx512bf16")]
         unsafe fn tile<const R: usize, const V: usize>(
             &self,
             pass: &Pass,
             panel: Panel,
             row: usize,
-            sums: &mut [f32],
+            to: *mut f32,
+            pitch: usize,
             first: bool,
         ) {
-            let pitch = PANEL_VECTORS * LANES;
-            debug_assert!(sums.len() >= (R - 1) * pitch + V * LANES);
-            let place = sums.as_mut_ptr();
             let mut sums = [[_mm512_setzero_ps(); V]; R];
             // SAFETY: the pointers stay in the panel, in the rows' values and in the sums, as promised.
             unsafe {
                 if !first {
                     for (r, sums) in sums.iter_mut().enumerate() {
                         for (v, sum) in sums.iter_mut().enumerate() {
-                            *sum = _mm512_loadu_ps(place.add(r * pitch + v * LANES));
+                            *sum = _mm512_loadu_ps(to.add(r * pitch + v * LANES));
                         }
                     }
                 }
@@ -313,7 +391,7 @@ mod x86 {
                 }
                 for (r, sums) in sums.iter().enumerate() {
                     for (v, sum) in sums.iter().enumerate() {
-                        _mm512_storeu_ps(place.add(r * pitch + v * LANES), *sum);
+                        _mm512_storeu_ps(to.add(r * pitch + v * LANES), *sum);
                     }
                 }
             }

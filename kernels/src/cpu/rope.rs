@@ -5,8 +5,9 @@ use pulp::{Simd, WithSimd};
 
 use super::{
     buffer::{Target, filled, room},
+    element::load_at,
     pool::tasks,
-    simd::{dispatch, load, load_at, store},
+    simd::{dispatch, load, store},
     tensor, with_values,
 };
 use crate::Pairing;

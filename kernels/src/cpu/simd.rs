@@ -102,11 +102,3 @@ pub(super) unsafe fn store<S: Simd>(simd: S, to: *mut f32, count: usize, values:
         unsafe { simd.mask_store_ptr_f32s(simd.mask_between_m32s(0, count as u32), to, values) }
     }
 }
-
-/// Loads what a vector holds of `values` from `index` on; lanes beyond the values are 0.
-#[inline(always)]
-pub(super) fn load_at<S: Simd>(simd: S, values: &[f32], index: usize) -> S::f32s {
-    let rest = &values[index..];
-    // SAFETY: that many values are there.
-    unsafe { load(simd, rest.as_ptr(), rest.len()) }
-}

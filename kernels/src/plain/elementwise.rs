@@ -32,6 +32,16 @@ pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
     in_f32(x, |x| x.narrow(D::Minus1, 0, d)? * x.narrow(D::Minus1, d, d)?.gelu_erf()?)
 }
 
+/// `x` (b, .., c) and `y` of the same shape or (b, c).
+pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let dtype = sum_dtype(x.dtype());
+    let mut y = y.to_dtype(dtype)?;
+    while y.rank() < x.rank() {
+        y = y.unsqueeze(1)?;
+    }
+    x.to_dtype(dtype)?.broadcast_add(&y)?.to_dtype(x.dtype())
+}
+
 /// `residual + gate · x`: (b, n, c) both, `gate` (b, c).
 pub(crate) fn gated_add(residual: &Tensor, gate: &Tensor, x: &Tensor) -> Result<Tensor> {
     let dtype = sum_dtype(residual.dtype());

@@ -20,7 +20,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 pub(crate) use attention::attention;
 pub(crate) use conv2d::Conv2d;
-pub(crate) use elementwise::{gated_add, geglu, gelu, gelu_tanh, nearest, quick_gelu, silu, upsample_nearest};
+pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, nearest, quick_gelu, silu, upsample_nearest};
 pub(crate) use linear::Linear;
 pub(crate) use norm::{ada_layer_norm, group_norm, layer_norm, rms_norm};
 pub(crate) use quantized::QuantizedLinear;
