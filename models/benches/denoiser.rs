@@ -1,7 +1,8 @@
 //! A step of a real denoiser at its true size, in f32 and bf16, in one run.
 //!
-//! `cargo bench -p easel-models --bench denoiser [-- MODEL [HEIGHT WIDTH]]`, where MODEL is a folder of
-//! `tests/data/true_configs` with a UNet (`sd15` when none is named) and the sides are those of the latents. The weights
+//! `cargo bench -p easel-models --bench denoiser [-- MODEL [HEIGHT WIDTH]] [f32] [bf16]`, where MODEL is a folder of
+//! `tests/data/true_configs` with a UNet (`sd15` when none is named), the sides are those of the latents, and a type asks
+//! for that one alone. The weights
 //! have the real shapes and no meaning, so no file is needed; nothing here takes less time for that. Processor seconds are what can be
 //! compared on a machine with other work.
 
@@ -24,6 +25,10 @@ use easel_models::weights::Tensors;
 #[allow(dead_code, reason = "the bench does not ask what was left over")]
 mod listing;
 
+/// As in the program, for large tensors are allocated at every operation.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Forwards of each type, taken in turn.
 const ROUNDS: usize = 3;
 
@@ -33,7 +38,8 @@ fn main() {
     if !arguments.iter().any(|argument| argument == "--bench") {
         return;
     }
-    let words: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    let words = arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-'));
+    let (asked, words): (Vec<&str>, Vec<&str>) = words.partition(|word| word.parse::<DType>().is_ok());
     let model = words.first().copied().unwrap_or("sd15");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/true_configs").join(model);
     let json = std::fs::read_to_string(folder.join("unet.json")).unwrap();
@@ -42,7 +48,8 @@ fn main() {
     let side = |at: usize| words.get(at).map_or(native, |side| side.parse().unwrap());
     let (height, width) = (side(1), side(2));
 
-    let types = [DType::F32, DType::BF16];
+    let types = [DType::F32, DType::BF16].into_iter();
+    let types: Vec<DType> = types.filter(|dtype| asked.is_empty() || asked.contains(&dtype.as_str())).collect();
     let steps: Vec<_> = types.iter().map(|&dtype| step(&config, &folder, dtype, (height, width))).collect();
     let mut costs = vec![Vec::new(); types.len()];
     for _ in 0..ROUNDS {

@@ -5,7 +5,7 @@
 //! the image's positions.
 
 use candle_core::{DType, Tensor};
-use easel_kernels::{GroupNorm, LayerNorm, attention, geglu};
+use easel_kernels::{GroupNorm, LayerNorm, add, attention, geglu};
 
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::condition::{KeyValue, Step};
@@ -88,7 +88,7 @@ impl SpatialTransformer {
             states = layer.forward(&states, step)?;
         }
         let states = self.proj_out.forward(&states, step.adapters)?; // (b, h*w, c)
-        Ok((states.reshape((b, h, w, c))? + x)?)
+        Ok(add(&states.reshape((b, h, w, c))?, x)?)
     }
 
     /// The cross-attention layers, in the order of their numbers.
@@ -120,9 +120,9 @@ impl TransformerLayer {
     }
 
     fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
-        let x = (self.own.forward(&self.norm1.forward(x)?, step)? + x)?;
-        let x = (self.cross.forward(&self.norm2.forward(&x)?, step)? + x)?;
-        Ok((self.feed_forward.forward(&self.norm3.forward(&x)?, step.adapters)? + x)?)
+        let x = add(&self.own.forward(&self.norm1.forward(x)?, step)?, x)?;
+        let x = add(&self.cross.forward(&self.norm2.forward(&x)?, step)?, &x)?;
+        Ok(add(&self.feed_forward.forward(&self.norm3.forward(&x)?, step.adapters)?, &x)?)
     }
 }
 
