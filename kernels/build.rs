@@ -35,10 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let image = out.join(format!("{name}.fatbin"));
         compile(&source, &image)?;
         let constant = name.to_uppercase();
-        writeln!(
-            images,
-            "pub(super) static {constant}: Image = Image {{ name: {name:?}, bytes: include_bytes!({image:?}) }};"
-        )?;
+        writeln!(images, "pub(super) static {constant}: &[u8] = include_bytes!({image:?});")?;
     }
     fs::write(out.join("images.rs"), images)?;
     Ok(())

@@ -5,14 +5,14 @@
 
 use candle_core::{D, Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::dispatch::form;
 
 /// `x · sigmoid(x)`, also called swish.
 ///
 /// # Errors
 /// If the device fails.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if cpu::takes(x) { cpu::silu(x) } else { plain::silu(x) }
+    form!(x, silu in [cpu, cuda])(x)
 }
 
 /// `x · Φ(x)` with the normal distribution function Φ, by the error function: the exact GELU (Hendrycks and Gimpel, 2016).
@@ -20,7 +20,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the device fails.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if cpu::takes(x) { cpu::gelu(x) } else { plain::gelu(x) }
+    form!(x, gelu in [cpu, cuda])(x)
 }
 
 /// GELU by its tanh approximation, PyTorch's `approximate="tanh"`.
@@ -28,7 +28,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the device fails.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if cpu::takes(x) { cpu::gelu_tanh(x) } else { plain::gelu_tanh(x) }
+    form!(x, gelu_tanh in [cpu, cuda])(x)
 }
 
 /// `x · sigmoid(1.702 x)`, which OpenAI's CLIP models use.
@@ -36,7 +36,7 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the device fails.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    if cpu::takes(x) { cpu::quick_gelu(x) } else { plain::quick_gelu(x) }
+    form!(x, quick_gelu in [cpu, cuda])(x)
 }
 
 /// `hidden · gelu(gate)` for `x` (.., 2d) that holds the hidden half and then the gate, as in diffusers; gives (.., d).
@@ -48,5 +48,5 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if width % 2 != 0 {
         bail!("geglu: the input {:?} must end in two halves of one size", x.dims());
     }
-    if cpu::takes(x) { cpu::geglu(x) } else { plain::geglu(x) }
+    form!(x, geglu in [cpu, cuda])(x)
 }

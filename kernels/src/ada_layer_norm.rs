@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::dispatch::form;
 
 /// LayerNorm without weights of its own, then `x · (1 + scale) + shift` with a scale and a shift for each row.
 ///
@@ -15,8 +15,7 @@ use crate::{cpu, plain};
 pub fn ada_layer_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<Tensor> {
     check_rows(x, scale, "ada_layer_norm", "scale")?;
     check_rows(x, shift, "ada_layer_norm", "shift")?;
-    let form = if cpu::takes(x) { cpu::ada_layer_norm } else { plain::ada_layer_norm };
-    form(x, scale, shift, eps)
+    form!(x, ada_layer_norm in [cpu, cuda])(x, scale, shift, eps)
 }
 
 /// `residual + gate · x`, with a gate for each row.
@@ -31,8 +30,7 @@ pub fn gated_add(residual: &Tensor, gate: &Tensor, x: &Tensor) -> Result<Tensor>
     if residual.dims() != x.dims() {
         bail!("gated_add: the residual {:?} and the input {:?} must have one shape", residual.dims(), x.dims());
     }
-    let form = if cpu::takes(residual) { cpu::gated_add } else { plain::gated_add };
-    form(residual, gate, x)
+    form!(residual, gated_add in [cpu, cuda])(residual, gate, x)
 }
 
 /// Fails if `x` is not (b, n, c), or `vectors` not (b, c).

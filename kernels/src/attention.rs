@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::{count, cpu, metal, plain};
+use crate::{count, cpu, cuda, dispatch::form};
 
 /// `softmax(q · kᵀ / sqrt(d) + mask) · v` for each head.
 ///
@@ -24,15 +24,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     }
     count::product(b * n * m * heads, width / heads); // q · kᵀ
     count::product(b * n * width, m); // · v
-    let fast = [q, k, v].into_iter().all(cpu::takes);
-    let dtype = |mask: &Tensor| if fast { DType::F32 } else { mask.dtype() };
+    // Metal's form and the plain one take masks of any type.
+    let in_f32 = [q, k, v].into_iter().all(|x| cpu::takes(x) || cuda::takes(x));
+    let dtype = |mask: &Tensor| if in_f32 { DType::F32 } else { mask.dtype() };
     let mask = mask.map(|mask| mask.to_dtype(dtype(mask))?.broadcast_as((b, heads, n, m))).transpose()?;
-    let form = match () {
-        () if fast => cpu::attention,
-        () if metal::takes(q) => metal::attention,
-        () => plain::attention,
-    };
-    form(q, k, v, heads, mask.as_ref())
+    form!(q, attention in [cpu, cuda, metal])(q, k, v, heads, mask.as_ref())
 }
 
 /// The additive mask (n, n) that lets each position see itself and what came before, in f32.

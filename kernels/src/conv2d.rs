@@ -2,9 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-#[cfg(feature = "cuda")]
-use crate::cuda;
-use crate::{count, cpu, linear::check_bias, plain};
+use crate::{count, cpu, cuda, linear::check_bias, plain};
 
 /// Zeros around an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -74,8 +72,11 @@ pub struct Conv2d {
 enum Form {
     Plain(plain::Conv2d),
     Cpu(cpu::Conv2d),
+    /// By cuDNN.
     #[cfg(feature = "cuda")]
     Cuda(cuda::Conv2d),
+    /// Where cuDNN is not.
+    CudaOwn(cuda::OwnConv2d),
 }
 
 impl Form {
@@ -86,6 +87,9 @@ impl Form {
         #[cfg(feature = "cuda")]
         if cuda::takes(weight) && weight.elem_count() > 0 && cuda::Conv2d::available() {
             return Ok(Self::Cuda(cuda::Conv2d::new(weight, bias, config)?));
+        }
+        if cuda::takes(weight) && weight.elem_count() > 0 && cuda::OwnConv2d::takes(weight.dtype()) {
+            return Ok(Self::CudaOwn(cuda::OwnConv2d::new(weight, bias, config)?));
         }
         Ok(Self::Plain(plain::Conv2d::new(weight, bias, config)?))
     }
@@ -136,6 +140,7 @@ impl Conv2d {
             Form::Cpu(form) => form.forward(x),
             #[cfg(feature = "cuda")]
             Form::Cuda(form) => form.forward(x),
+            Form::CudaOwn(form) => form.forward(x),
         }?;
         count::product(y.elem_count(), self.in_channels * self.window);
         Ok(y)

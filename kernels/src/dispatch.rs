@@ -34,6 +34,18 @@ pub fn with_plain_forms<T>(body: impl FnOnce() -> T) -> T {
     body()
 }
 
+/// The function `$name` of the form that is to compute `$x`: of the first module that takes it, or the plain one. All of
+/// them have one signature.
+macro_rules! form {
+    ($x:expr, $name:ident in [$($module:ident),+]) => {
+        match () {
+            $(() if crate::$module::takes($x) => crate::$module::$name,)+
+            () => crate::plain::$name,
+        }
+    };
+}
+pub(crate) use form;
+
 #[cfg(test)]
 mod tests {
     use super::*;

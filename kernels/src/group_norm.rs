@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::{cpu, cuda, plain};
 
 /// Normalises each group of channels over a row's positions, then scales and shifts each channel.
 ///
@@ -62,6 +62,9 @@ impl GroupNorm {
         }
         if let (true, Some(packed)) = (cpu::takes(x), &self.packed) {
             return packed.forward(x, silu);
+        }
+        if cuda::takes(x) {
+            return cuda::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, silu);
         }
         let y = plain::group_norm(x, &self.weight, &self.bias, self.groups, self.eps)?;
         if silu { plain::silu(&y) } else { Ok(y) }

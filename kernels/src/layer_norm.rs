@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::{cpu, metal, plain};
+use crate::dispatch::form;
 
 /// Brings the last dimension to mean 0 and variance 1, then scales and shifts it.
 ///
@@ -40,12 +40,7 @@ impl LayerNorm {
         for vector in [&self.weight, &self.bias].into_iter().flatten() {
             check_channels(x, vector, "layer_norm")?;
         }
-        let form = match () {
-            () if cpu::takes(x) => cpu::layer_norm,
-            () if metal::takes(x) => metal::layer_norm,
-            () => plain::layer_norm,
-        };
-        form(x, self.weight.as_ref(), self.bias.as_ref(), self.eps)
+        form!(x, layer_norm in [cpu, cuda, metal])(x, self.weight.as_ref(), self.bias.as_ref(), self.eps)
     }
 }
 
@@ -54,8 +49,8 @@ impl LayerNorm {
 /// `x` is (.., c) in f32, f16 or bf16; the mean square is at least f32.
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
+    pub(crate) weight: Tensor,
+    pub(crate) eps: f64,
 }
 
 impl RmsNorm {
@@ -78,12 +73,7 @@ impl RmsNorm {
     /// If c is not the size of the scale.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         check_channels(x, &self.weight, "rms_norm")?;
-        let form = match () {
-            () if cpu::takes(x) => cpu::rms_norm,
-            () if metal::takes(x) => metal::rms_norm,
-            () => plain::rms_norm,
-        };
-        form(x, &self.weight, self.eps)
+        form!(x, rms_norm in [cpu, cuda, metal])(x, &self.weight, self.eps)
     }
 }
 

@@ -21,7 +21,6 @@ mod attention;
 mod conv2d;
 mod count;
 mod cpu;
-#[cfg(feature = "cuda")]
 mod cuda;
 mod device;
 mod dispatch;
@@ -50,7 +49,7 @@ pub use layer_norm::{LayerNorm, RmsNorm};
 pub use linear::Linear;
 pub use mapped::Mapped;
 pub use quantized::{Float8, Iq4, Quantized, QuantizedFormat, QuantizedScale, SharedBytes};
-pub use rope::{Pairing, rotary};
+pub use rope::{Pairing, rms_norm_rope, rotary};
 pub use timestep::timestep_embedding;
 pub use upsample::upsample_nearest;
 

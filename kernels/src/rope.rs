@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::{RmsNorm, dispatch::form};
 
 /// Which two channels of a head turn together by the angle i.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,19 +21,46 @@ pub enum Pairing {
 /// # Errors
 /// If the shapes do not fit each other.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor, heads: usize, pairing: Pairing) -> Result<Tensor> {
+    check(x, cos, sin, heads, "rotary")?;
+    form!(x, rotary in [cpu, cuda])(x, cos, sin, heads, pairing)
+}
+
+/// [`rotary`] of each head's RMSNorm: what transformers with normalised queries and keys (QK-norm) do before the attention.
+///
+/// `x`, `cos`, `sin` and the result are as in [`rotary`]; `norm` is of d channels. A form may round what comes between the
+/// two to the type of `x`, or not round it.
+///
+/// # Errors
+/// If the shapes do not fit each other.
+pub fn rms_norm_rope(
+    x: &Tensor,
+    norm: &RmsNorm,
+    cos: &Tensor,
+    sin: &Tensor,
+    heads: usize,
+    pairing: Pairing,
+) -> Result<Tensor> {
+    let d = 2 * check(x, cos, sin, heads, "rms_norm_rope")?;
+    if norm.weight.dims() != [d] {
+        bail!("rms_norm_rope: the norm is of {:?} channels, and a head has {d}", norm.weight.dims());
+    }
+    form!(x, rms_norm_rope in [cpu, cuda])(x, &norm.weight, norm.eps, cos, sin, heads, pairing)
+}
+
+/// The number of pairs in a head of `x`, where all shapes fit.
+fn check(x: &Tensor, cos: &Tensor, sin: &Tensor, heads: usize, operation: &str) -> Result<usize> {
     let (b, n, width) = x.dims3()?;
     if heads == 0 || width % (2 * heads) != 0 {
-        bail!("rotary: a width of {width} cannot be split into {heads} heads of channels in pairs");
+        bail!("{operation}: a width of {width} cannot be split into {heads} heads of channels in pairs");
     }
     let pairs = width / (2 * heads);
     for (name, angles) in [("cosines", cos), ("sines", sin)] {
         if angles.dims() != [n, pairs] && angles.dims() != [b, n, pairs] {
-            bail!("rotary: the {name} {:?} must be ({n}, {pairs}) or ({b}, {n}, {pairs})", angles.dims());
+            bail!("{operation}: the {name} {:?} must be ({n}, {pairs}) or ({b}, {n}, {pairs})", angles.dims());
         }
     }
     if cos.rank() != sin.rank() {
-        bail!("rotary: the cosines {:?} and the sines {:?} must have one shape", cos.dims(), sin.dims());
+        bail!("{operation}: the cosines {:?} and the sines {:?} must have one shape", cos.dims(), sin.dims());
     }
-    let form = if cpu::takes(x) { cpu::rotary } else { plain::rotary };
-    form(x, cos, sin, heads, pairing)
+    Ok(pairs)
 }

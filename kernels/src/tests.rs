@@ -143,6 +143,11 @@ fn cases() -> Result<Vec<Case>> {
         cases.push(case("gated_add", &[&shape, &vector, &shape], |x| gated_add(&x[0], &x[1], &x[2])));
         for pairing in [Pairing::Interleaved, Pairing::Halves] {
             let (cos, sin) = (noise(11, (n, d / 2))?.cos()?, noise(11, (n, d / 2))?.sin()?);
+            let norm = RmsNorm::new(noise(12, d)?, 1e-6)?;
+            let angles = (cos.clone(), sin.clone());
+            cases.push(case(&format!("rms_norm_rope {heads} {pairing:?}"), &[&shape], move |x| {
+                rms_norm_rope(&x[0], &norm, &angles.0, &angles.1, heads, pairing)
+            }));
             let name = format!("rotary {heads} {pairing:?}");
             cases.push(case(&name, &[&shape], move |x| rotary(&x[0], &cos, &sin, heads, pairing)));
             let angles = vec![n, d / 2];

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::dispatch::form;
 
 /// Resizes `x` (b, h0, w0, c) of any type to (b, h, w, c): pixel i of the result is pixel floor(i · in / out).
 ///
@@ -15,5 +15,5 @@ pub fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
     if [h, w, height, width].contains(&0) {
         bail!("upsample_nearest: cannot resize ({height}, {width}) to ({h}, {w})");
     }
-    if cpu::takes(x) { cpu::upsample_nearest(x, h, w) } else { plain::upsample_nearest(x, h, w) }
+    form!(x, upsample_nearest in [cpu, cuda])(x, h, w)
 }

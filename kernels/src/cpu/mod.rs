@@ -38,7 +38,7 @@ pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, quick_gelu,
 pub(crate) use linear::{Linear, QuantizedLinear};
 pub(crate) use norm::{GroupNorm, ada_layer_norm, layer_norm, rms_norm};
 pub use pool::on_pool;
-pub(crate) use rope::rotary;
+pub(crate) use rope::{rms_norm_rope, rotary};
 
 use self::element::Element;
 use crate::plain_forms;

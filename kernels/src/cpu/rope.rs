@@ -144,3 +144,18 @@ impl WithSimd for Halves<'_> {
         }
     }
 }
+
+/// [`rotary`] of what [`rms_norm`](super::rms_norm) gives for each head: `weight` (d).
+pub(crate) fn rms_norm_rope(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    cos: &Tensor,
+    sin: &Tensor,
+    heads: usize,
+    pairing: Pairing,
+) -> Result<Tensor> {
+    let (b, n, width) = x.dims3()?;
+    let normed = super::rms_norm(&x.reshape((b, n, heads, width / heads))?, weight, eps)?;
+    rotary(&normed.reshape((b, n, width))?, cos, sin, heads, pairing)
+}

@@ -19,19 +19,23 @@ use candle_core::{
     },
 };
 
-/// The fat binary of one file of `cuda/`.
-#[derive(Debug)]
-pub(crate) struct Image {
-    name: &'static str,
-    bytes: &'static [u8],
+use super::fill::{File, Kernel};
+
+/// One fat binary each, named as its file.
+mod images {
+    include!(concat!(env!("OUT_DIR"), "/images.rs"));
 }
 
-/// One image each, named as its file.
-pub(crate) mod images {
-    #[allow(unused_imports, reason = "there may be no kernel yet")]
-    use super::Image;
-
-    include!(concat!(env!("OUT_DIR"), "/images.rs"));
+/// The fat binary of one file of `cuda/`.
+fn image(file: File) -> &'static [u8] {
+    match file {
+        File::Attention => images::ATTENTION,
+        File::Conv2d => images::CONV2D,
+        File::Elementwise => images::ELEMENTWISE,
+        File::GroupNorm => images::GROUP_NORM,
+        File::Norm => images::NORM,
+        File::Rope => images::ROPE,
+    }
 }
 
 /// A function of a device's, and the shared memory that it may take.
@@ -56,38 +60,35 @@ impl Loaded {
     }
 }
 
-/// What is loaded, by the GPU's number: a module belongs to the GPU's one context, whatever streams there are.
+/// The functions that were loaded, by the GPU's number and their names: a module belongs to the GPU's one context, whatever
+/// streams there are.
 #[derive(Default)]
 struct Store {
-    modules: HashMap<(usize, &'static str), Arc<CudaModule>>,
-    functions: HashMap<(usize, &'static str, &'static str, DType), Arc<Loaded>>,
+    modules: HashMap<(usize, File), Arc<CudaModule>>,
+    functions: HashMap<(usize, &'static str, DType), Arc<Loaded>>,
 }
 
 static STORE: LazyLock<Mutex<Store>> = LazyLock::new(Mutex::default);
 
-/// The function `NAME_f32`, `NAME_f16` or `NAME_bf16` of `image`, loaded at its first use on this GPU.
-pub(crate) fn function(
-    device: &CudaDevice,
-    image: &'static Image,
-    name: &'static str,
-    dtype: DType,
-) -> Result<Arc<Loaded>> {
+/// The function of `kernel`, loaded at its first use on this GPU.
+pub(crate) fn function(device: &CudaDevice, kernel: Kernel) -> Result<Arc<Loaded>> {
+    let Kernel { file, name, dtype } = kernel;
     let context = device.cuda_stream().context().clone();
     let gpu = context.ordinal();
     let mut store = STORE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(loaded) = store.functions.get(&(gpu, image.name, name, dtype)) {
+    if let Some(loaded) = store.functions.get(&(gpu, name, dtype)) {
         return Ok(loaded.clone());
     }
-    let module = match store.modules.get(&(gpu, image.name)) {
+    let module = match store.modules.get(&(gpu, file)) {
         Some(module) => module.clone(),
         None => {
-            let module = context.load_module(Ptx::from_binary(image.bytes.to_vec())).w()?;
-            store.modules.insert((gpu, image.name), module.clone());
+            let module = context.load_module(Ptx::from_binary(image(file).to_vec())).w()?;
+            store.modules.insert((gpu, file), module.clone());
             module
         }
     };
     let function = module.load_function(&format!("{name}_{}", dtype.as_str())).w()?;
     let loaded = Arc::new(Loaded { function, shared: AtomicU32::new(FREE_SHARED) });
-    store.functions.insert((gpu, image.name, name, dtype), loaded.clone());
+    store.functions.insert((gpu, name, dtype), loaded.clone());
     Ok(loaded)
 }

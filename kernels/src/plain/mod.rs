@@ -24,7 +24,7 @@ pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, nearest, qu
 pub(crate) use linear::Linear;
 pub(crate) use norm::{ada_layer_norm, group_norm, layer_norm, rms_norm};
 pub(crate) use quantized::QuantizedLinear;
-pub(crate) use rope::rotary;
+pub(crate) use rope::{rms_norm_rope, rotary};
 
 /// The type to multiply matrices in, for data of type `dtype` on `device`.
 fn product_dtype(dtype: DType, device: &Device) -> DType {
