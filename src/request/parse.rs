@@ -171,7 +171,7 @@ impl Body {
 
     fn numbers(&mut self, field: &Field) -> Result<Option<Vec<f64>>, RequestError> {
         let Some(value) = self.take(field)? else { return Ok(None) };
-        let wrong = || wrong_type(field.name, "a list of numbers", &value);
+        let wrong = || wrong_type(field.name, "a list of one number or more", &value);
         let list = value.as_array().filter(|list| !list.is_empty()).ok_or_else(wrong)?;
         list.iter().map(|number| number.as_f64().ok_or_else(wrong)).collect::<Result<_, _>>().map(Some)
     }
