@@ -157,7 +157,8 @@ fn gib(gib: f64) -> u64 {
     (gib * f64::from(1 << 30)) as u64
 }
 
-fn device(name: &str) -> Result<Device, CliError> {
+/// The device of this name.
+pub(super) fn device(name: &str) -> Result<Device, CliError> {
     let failed = |error| CliError::Usage(format!("models.device is {name:?}, which cannot be used: {error}"));
     if let Some(ordinal) = name.strip_prefix("cuda") {
         let ordinal = ordinal.strip_prefix(':').unwrap_or("0").parse();
