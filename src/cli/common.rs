@@ -166,7 +166,13 @@ pub(super) fn device(name: &str) -> Result<Device, CliError> {
         return easel_models::cuda_device(ordinal).map_err(failed);
     }
     match name {
-        "auto" => Ok(easel_models::cuda_device(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
+        "auto" => {
+            let cuda = easel_models::cuda_device(0);
+            if let (true, Err(error)) = (cfg!(feature = "cuda"), &cuda) {
+                tracing::info!("computing without CUDA: {error}");
+            }
+            Ok(cuda.or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu))
+        }
         "cpu" => Ok(Device::Cpu),
         "metal" => Device::new_metal(0).map_err(failed),
         other => Err(CliError::Usage(format!("models.device is {other:?}; it can be auto, cpu, cuda:N or metal"))),

@@ -114,8 +114,10 @@ fn check(case: &Case, dtype: DType, device: &Device, calls: usize) -> Result<Ope
 
 /// ‖result - truth‖ / ‖truth‖.
 fn relative_error(result: &Tensor, truth: &Tensor) -> Result<f64> {
-    let norm = |x: &Tensor| x.flatten_all()?.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
-    let distance = norm(&(result.to_dtype(DType::F32)? - truth)?)?;
+    // On the host, since not every device has f64.
+    let norm =
+        |x: &Tensor| x.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar();
+    let distance: f64 = norm(&(result.to_dtype(DType::F32)? - truth)?)?;
     Ok((distance / norm(truth)?).sqrt())
 }
 
