@@ -237,7 +237,7 @@ __device__ __forceinline__ void attend(const AttentionParameters& p) {
 
 // Head sizes of 40, 64, 80, 96, 128, 160 and 256 are those of Stable Diffusion and of the transformers; 512 is the
 // autoencoders' one head, whose sums are too many for a thread's registers: each block makes a half of the columns.
-// Blocks on a multiprocessor: as many as the registers allow.
+// Blocks on a multiprocessor: as many as the registers allow; the mask's addresses take more of them.
 #define ATTENTION(D, PART, TILES, KEYS, BLOCKS)          \
   ATTENTION_OF(bf16, D, PART, TILES, KEYS, BLOCKS)       \
   ATTENTION_OF(f16, D, PART, TILES, KEYS, BLOCKS)
@@ -245,7 +245,7 @@ __device__ __forceinline__ void attend(const AttentionParameters& p) {
   KERNEL(attention_##D##_##T, AttentionParameters, THREADS, BLOCKS) {          \
     attend<T, D, PART, TILES, KEYS, false>(p);                                 \
   }                                                                            \
-  KERNEL(attention_masked_##D##_##T, AttentionParameters, THREADS, BLOCKS) {   \
+  KERNEL(attention_masked_##D##_##T, AttentionParameters, THREADS, BLOCKS < 2 ? BLOCKS : 2) {   \
     attend<T, D, PART, TILES, KEYS, true>(p);                                  \
   }
 

@@ -1,4 +1,4 @@
-// The activations, GEGLU, the gate before a residual, and the enlarging of images: one value at a time.
+// The activations, GEGLU, sums, the gate before a residual, and the enlarging of images: one value at a time.
 //
 // Bound by memory. Expected, not measured: 85 to 90 % of its speed: each thread has four sets of 16 bytes on their way at a
 // time, and a warp's lie side by side. The error function of GEGLU, some 20 instructions, stays below what the memory takes.
@@ -143,6 +143,44 @@ __device__ __forceinline__ void gated_add(const GatedAddParameters& p) {
   }
 }
 
+struct AddParameters {
+  const void* x;  // (rows, positions, channels)
+  const void* y;  // the same, or (rows, channels)
+  void* out;
+  int64_t y_row;
+  int32_t packs;  // sets of N values in the result
+  int32_t positions, channels;
+};
+
+// ROWS: whether y is a vector for each row.
+template <class T, int N, bool ROWS>
+__device__ __forceinline__ void add(const AddParameters& p) {
+  const int width = p.channels / N, first = blockIdx.x * THREADS * AHEAD + threadIdx.x;
+  Pack<T, N> x[AHEAD], y[AHEAD];
+#pragma unroll
+  for (int j = 0; j < AHEAD; j++) {
+    const int pack = first + j * THREADS;
+    if (pack < p.packs) {
+      x[j] = load<T, N>(static_cast<const T*>(p.x) + int64_t(pack) * N);
+      int64_t at = int64_t(pack) * N;
+      if constexpr (ROWS) {
+        const int vector = pack / width;
+        at = vector / p.positions * p.y_row + (pack - vector * width) * N;
+      }
+      y[j] = load<T, N>(static_cast<const T*>(p.y) + at);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < AHEAD; j++) {
+    const int pack = first + j * THREADS;
+    if (pack < p.packs) {
+#pragma unroll
+      for (int i = 0; i < N; i++) x[j].at[i] = from_f32<T>(to_f32(x[j].at[i]) + to_f32(y[j].at[i]));
+      store(static_cast<T*>(p.out) + int64_t(pack) * N, x[j]);
+    }
+  }
+}
+
 struct UpsampleParameters {
   const void* x;  // (rows, from_h, from_w, units)
   void* out;      // (rows, h, w, units)
@@ -178,8 +216,12 @@ __device__ __forceinline__ void upsample(const UpsampleParameters& p) {
   KERNEL(quick_gelu_##T, ActivationParameters, THREADS, 4) { activate<T, QuickGelu>(p); }              \
   KERNEL(geglu_##T, GegluParameters, THREADS, 3) { geglu<T, WIDE<T>>(p); }                             \
   KERNEL(geglu_single_##T, GegluParameters, THREADS, 4) { geglu<T, 1>(p); }                            \
-  KERNEL(gated_add_##T, GatedAddParameters, THREADS, 3) { gated_add<T, WIDE<T>>(p); }                  \
+  KERNEL(gated_add_##T, GatedAddParameters, THREADS, 2) { gated_add<T, WIDE<T>>(p); }                  \
   KERNEL(gated_add_single_##T, GatedAddParameters, THREADS, 4) { gated_add<T, 1>(p); }                 \
+  KERNEL(add_##T, AddParameters, THREADS, 4) { add<T, WIDE<T>, false>(p); }                            \
+  KERNEL(add_single_##T, AddParameters, THREADS, 4) { add<T, 1, false>(p); }                           \
+  KERNEL(add_rows_##T, AddParameters, THREADS, 3) { add<T, WIDE<T>, true>(p); }                        \
+  KERNEL(add_rows_single_##T, AddParameters, THREADS, 4) { add<T, 1, true>(p); }                       \
   KERNEL(upsample_wide_##T, UpsampleParameters, THREADS, 4) { upsample<uint4>(p); }                    \
   KERNEL(upsample_single_##T, UpsampleParameters, THREADS, 4) { upsample<T>(p); }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::{cpu, plain};
+use crate::dispatch::form;
 
 /// `x + y`, where `y` has the shape of `x`, (b, .., c), or is (b, c): a vector for each row, added at every position.
 ///
@@ -19,6 +19,5 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if !fits {
         bail!("add: {:?} cannot be added to {:?}, only the same shape or a vector for each row", y.dims(), x.dims());
     }
-    let form = if cpu::takes(x) { cpu::add } else { plain::add };
-    form(x, y)
+    form!(x, add in [cpu, cuda])(x, y)
 }

@@ -38,6 +38,19 @@ struct GatedAddParameters {
     channels: i32,
 }
 
+/// `AddParameters`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct AddParameters {
+    x: u64,
+    y: u64,
+    out: u64,
+    y_row: i64,
+    packs: i32,
+    positions: i32,
+    channels: i32,
+}
+
 /// `UpsampleParameters`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -147,6 +160,43 @@ pub(crate) fn gated_add(residual: &Tensor, gate: &Tensor, x: &Tensor) -> Result<
             x: addresses[2],
             out,
             gate_row: gate.stride()[0] as i64,
+            packs: count,
+            positions,
+            channels,
+        })
+    }
+}
+
+/// `x` (b, .., c) and `y` of the same shape or (b, c).
+pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    // In one type the kernel reads them as they are; otherwise rounding one to the other's would lose digits.
+    if x.elem_count() == 0 || y.dtype() != x.dtype() {
+        return plain::add(x, y);
+    }
+    let (rows, channels) = (x.dim(0)?, x.dim(D::Minus1)?);
+    let of_rows = y.dims() != x.dims();
+    // What is added value by value is one vector to the kernel.
+    let whole = if of_rows { channels } else { x.elem_count() };
+    let single = whole % wide(x.dtype()) != 0;
+    let together = if single { 1 } else { wide(x.dtype()) };
+    let x = aligned(&x.contiguous()?.flatten_all()?, together)?.reshape(x.shape())?;
+    let y = if of_rows { aligned(y, together)? } else { aligned(&y.contiguous()?.flatten_all()?, together)? };
+    let packs = x.elem_count() / together;
+    let name = match (of_rows, single) {
+        (false, false) => "add",
+        (false, true) => "add_single",
+        (true, false) => "add_rows",
+        (true, true) => "add_rows_single",
+    };
+    let kernel = Kernel { file: File::Elementwise, name, dtype: x.dtype() };
+    let (count, positions, channels) = (int(packs)?, int(x.elem_count() / rows / channels)?, int(channels)?);
+    // SAFETY: each thread writes its sets of the result; the vectors are as many as the rows.
+    unsafe {
+        fill(kernel, grid(packs)?, &[&x, &y], x.shape(), x.dtype(), |addresses, out| AddParameters {
+            x: addresses[0],
+            y: addresses[1],
+            out,
+            y_row: y.stride()[0] as i64,
             packs: count,
             positions,
             channels,

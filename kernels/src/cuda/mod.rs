@@ -43,7 +43,7 @@ pub(crate) use conv2d::OwnConv2d;
 pub(crate) use cudnn::Conv2d;
 #[cfg(feature = "cuda")]
 pub(crate) use device::{memory, open};
-pub(crate) use elementwise::{gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
+pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
 pub(crate) use group_norm::group_norm;
 #[cfg(feature = "cuda")]
 pub(crate) use linear::Linear;

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    OwnConv2d, ada_layer_norm, attention, gated_add, geglu, gelu, gelu_tanh, group_norm, layer_norm, quick_gelu,
+    OwnConv2d, ada_layer_norm, add, attention, gated_add, geglu, gelu, gelu_tanh, group_norm, layer_norm, quick_gelu,
     rms_norm, rms_norm_rope, rotary, silu, upsample_nearest,
 };
 use crate::{
@@ -251,6 +251,22 @@ fn activations_are_the_plain_forms() -> Result<()> {
             assert!(y[0].abs() < 1e-3 && y[1].abs() < 1e-30 && y[2].abs() < 2e-3, "{name}: {y:?}");
             assert!(y[3] == 200.0 && y[4] == 1e30 && y[5].is_nan(), "{name}: {y:?}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn sums_are_the_plain_form_s() -> Result<()> {
+    for shape in [&[1][..], &[5, 3], &[7, 16], &[3, 5, 34], &[9, 11, 64]] {
+        let channels = shape[shape.len() - 1];
+        check("add", &[shape, shape], |x| add(&x[0], &x[1]), |x| plain::add(&x[0], &x[1]))?;
+        check("add by row", &[shape, &[channels]], |x| add(&x[0], &x[1]), |x| plain::add(&x[0], &x[1]))?;
+        check(
+            "add a part by row",
+            &[shape, &[3 * channels]],
+            |x| add(&x[0], &x[1].narrow(1, channels, channels)?),
+            |x| plain::add(&x[0], &x[1].narrow(1, channels, channels)?),
+        )?;
     }
     Ok(())
 }

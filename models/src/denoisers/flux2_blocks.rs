@@ -1,7 +1,7 @@
 //! The blocks of FLUX.2's transformer.
 
 use candle_core::{D, DType, Tensor};
-use easel_kernels::{Pairing, RmsNorm, ada_layer_norm, attention, gated_add, rotary, silu};
+use easel_kernels::{Pairing, RmsNorm, ada_layer_norm, attention, gated_add, rms_norm_rope, rotary, silu};
 
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::Rotation;
@@ -75,6 +75,13 @@ impl HeadNorms {
             Ok(norm.forward(&x.reshape((b, n, self.heads, width / self.heads))?)?.reshape((b, n, width))?)
         };
         Ok([normed(q, &self.q)?, normed(k, &self.k)?])
+    }
+
+    /// Queries and keys (b, n, width) to the same, turned to their positions besides.
+    fn turned(&self, q: &Tensor, k: &Tensor, Rotation { cosines, sines }: &Rotation) -> Result<[Tensor; 2]> {
+        let turned =
+            |x: &Tensor, norm: &RmsNorm| rms_norm_rope(x, norm, cosines, sines, self.heads, Pairing::Interleaved);
+        Ok([turned(q, &self.q)?, turned(k, &self.k)?])
     }
 }
 
@@ -218,10 +225,10 @@ impl SingleBlock {
         let by = modulation(parts, 0)?;
         let normed = ada_layer_norm(x, by.scale, by.shift, self.eps)?;
         let all = self.wide.forward(&normed, step.adapters)?; // (b, n, 3·width + 2·hidden)
-        let part = |at: usize, len: usize| all.narrow(2, at, len)?.contiguous();
-        let [q, k] = self.norms.forward(&part(0, self.width)?, &part(self.width, self.width)?)?;
-        let mixed = attend(&q, &k, &part(2 * self.width, self.width)?, self.heads, step.rotation)?;
-        let inner = swiglu(&part(3 * self.width, 2 * self.hidden)?)?;
+        let part = |at: usize| all.narrow(2, at * self.width, self.width);
+        let [q, k] = self.norms.turned(&part(0)?, &part(1)?, step.rotation)?;
+        let mixed = attention(&q, &k, &part(2)?, self.heads, None)?;
+        let inner = swiglu(&all.narrow(2, 3 * self.width, 2 * self.hidden)?.contiguous()?)?;
         let both = Tensor::cat(&[mixed, inner], 2)?; // (b, n, width + hidden)
         bounded(gated_add(x, by.gate, &self.narrow.forward(&both, step.adapters)?)?)
     }

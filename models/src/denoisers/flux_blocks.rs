@@ -1,7 +1,7 @@
 //! The blocks of FLUX.1's transformer.
 
 use candle_core::{D, DType, Tensor};
-use easel_kernels::{Pairing, RmsNorm, ada_layer_norm, attention, gated_add, rotary};
+use easel_kernels::{Pairing, RmsNorm, ada_layer_norm, attention, gated_add, gelu_tanh, rms_norm_rope, rotary};
 
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::Rotation;
@@ -89,6 +89,17 @@ impl Attend {
             values: self.values.forward(x, adapters)?,
         })
     }
+
+    /// The attention of all tokens of `x` to all, at their positions.
+    fn attend(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
+        let Rotation { cosines, sines } = step.rotation;
+        let turned = |x: &Tensor, norm: &RmsNorm| -> Result<Tensor> {
+            Ok(rms_norm_rope(x, norm, cosines, sines, self.heads, Pairing::Interleaved)?)
+        };
+        let queries = turned(&self.queries.forward(x, step.adapters)?, &self.norm_queries)?;
+        let keys = turned(&self.keys.forward(x, step.adapters)?, &self.norm_keys)?;
+        Ok(attention(&queries, &keys, &self.values.forward(x, step.adapters)?, self.heads, None)?)
+    }
 }
 
 /// The keys of one stream of a [`DoubleBlock`].
@@ -150,7 +161,7 @@ impl Stream {
         let [_, _, gate, mlp_shift, mlp_scale, mlp_gate] = modulation;
         let x = gated_add(x, gate, &self.out.forward(seen, step.adapters)?)?;
         let normed = ada_layer_norm(&x, mlp_scale, mlp_shift, EPS)?;
-        let wide = self.widen.forward_gelu_tanh(&normed, step.adapters)?;
+        let wide = gelu_tanh(&self.widen.forward(&normed, step.adapters)?)?;
         Ok(gated_add(&x, mlp_gate, &self.narrow.forward(&wide, step.adapters)?)?)
     }
 }
@@ -208,8 +219,8 @@ impl SingleBlock {
     pub(super) fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
         let [shift, scale, gate] = modulation(&self.modulation, step)?;
         let normed = ada_layer_norm(x, &scale, &shift, EPS)?;
-        let seen = self.attend.forward(&normed, step.adapters)?.attend(self.attend.heads, step.rotation)?;
-        let wide = self.widen.forward_gelu_tanh(&normed, step.adapters)?;
+        let seen = self.attend.attend(&normed, step)?;
+        let wide = gelu_tanh(&self.widen.forward(&normed, step.adapters)?)?;
         let both = Tensor::cat(&[seen, wide], D::Minus1)?; // (b, n, 5 · width)
         bounded(gated_add(x, &gate, &self.out.forward(&both, step.adapters)?)?)
     }

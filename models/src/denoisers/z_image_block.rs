@@ -1,7 +1,7 @@
 //! One layer of Z-Image's transformer.
 
 use candle_core::Tensor;
-use easel_kernels::{Linear, Pairing, RmsNorm, attention, gated_add, rotary, silu};
+use easel_kernels::{Linear, Pairing, RmsNorm, attention, gated_add, rms_norm_rope, rotary, silu};
 
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::Rotation;
@@ -148,16 +148,16 @@ impl Attention {
     fn forward(&self, x: &Tensor, step: &Step) -> Result<(Tensor, Tensor)> {
         let (b, n, dim) = x.dims3()?;
         let Rotation { cosines, sines } = step.rotation;
-        let normed = |projection: &Projection, norm: Option<&RmsNorm>| -> Result<Tensor> {
-            let y = projection.forward(x, step.adapters)?;
-            let Some(norm) = norm else { return Ok(y) };
-            Ok(norm.forward(&y.reshape((b, n, self.heads, dim / self.heads))?)?.reshape((b, n, dim))?)
-        };
         let turned = |y: &Tensor| rotary(y, cosines, sines, self.heads, Pairing::Interleaved);
-        let [norm_q, norm_k] = self.norms.as_ref().map_or([None, None], |[q, k]| [Some(q), Some(k)]);
-        let (q, k) = (normed(&self.to_q, norm_q)?, normed(&self.to_k, norm_k)?);
+        let (mut q, k) = (self.to_q.forward(x, step.adapters)?, self.to_k.forward(x, step.adapters)?);
+        let k = if let Some([norm_q, norm_k]) = &self.norms {
+            q = norm_q.forward(&q.reshape((b, n, self.heads, dim / self.heads))?)?.reshape((b, n, dim))?;
+            rms_norm_rope(&k, norm_k, cosines, sines, self.heads, Pairing::Interleaved)?
+        } else {
+            turned(&k)?
+        };
         let v = self.to_v.forward(x, step.adapters)?;
-        let mixed = attention(&turned(&q)?, &turned(&k)?, &v, self.heads, None)?;
+        let mixed = attention(&turned(&q)?, &k, &v, self.heads, None)?;
         Ok((self.to_out.forward(&mixed, step.adapters)?, q))
     }
 }

@@ -5,7 +5,7 @@
 //! some of its layers; nothing is generated, and the layers behind the last one asked for are not computed.
 
 use candle_core::{DType, Tensor};
-use easel_kernels::{Linear, Pairing, RmsNorm, attention, causal_mask, rotary, silu};
+use easel_kernels::{Linear, Pairing, RmsNorm, attention, causal_mask, rms_norm_rope, silu};
 use serde::Deserialize;
 
 use crate::denoisers::config::{Neutral, check, parse};
@@ -344,11 +344,8 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor, (cosines, sines): &(Tensor, Tensor), mask: &Qwen3Mask) -> Result<Tensor> {
-        let turned = |x: &Tensor, norm: &RmsNorm, heads: usize| -> Result<Tensor> {
-            let (b, l, width) = x.dims3()?;
-            let normed = norm.forward(&x.reshape((b, l, heads, self.head_dim))?)?.reshape((b, l, width))?;
-            Ok(rotary(&normed, cosines, sines, heads, Pairing::Halves)?)
-        };
+        let turned =
+            |x: &Tensor, norm: &RmsNorm, heads: usize| rms_norm_rope(x, norm, cosines, sines, heads, Pairing::Halves);
         let q = turned(&self.q.forward(x)?, &self.q_norm, self.heads)?; // (b, l, heads·d)
         let k = self.spread(&turned(&self.k.forward(x)?, &self.k_norm, self.groups)?)?;
         let v = self.spread(&self.v.forward(x)?)?;
