@@ -17,6 +17,7 @@ mod trajectory;
 pub mod autoencoders;
 pub mod denoisers;
 pub mod families;
+pub mod measure;
 pub mod samplers;
 pub mod text;
 pub mod weights;

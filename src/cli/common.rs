@@ -157,7 +157,8 @@ fn gib(gib: f64) -> u64 {
     (gib * f64::from(1 << 30)) as u64
 }
 
-fn device(name: &str) -> Result<Device, CliError> {
+/// The device of this name.
+pub(super) fn device(name: &str) -> Result<Device, CliError> {
     let failed = |error| CliError::Usage(format!("models.device is {name:?}, which cannot be used: {error}"));
     if let Some(ordinal) = name.strip_prefix("cuda") {
         let ordinal = ordinal.strip_prefix(':').unwrap_or("0").parse();
@@ -165,7 +166,13 @@ fn device(name: &str) -> Result<Device, CliError> {
         return easel_models::cuda_device(ordinal).map_err(failed);
     }
     match name {
-        "auto" => Ok(easel_models::cuda_device(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
+        "auto" => {
+            let cuda = easel_models::cuda_device(0);
+            if let (true, Err(error)) = (cfg!(feature = "cuda"), &cuda) {
+                tracing::info!("computing without CUDA: {error}");
+            }
+            Ok(cuda.or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu))
+        }
         "cpu" => Ok(Device::Cpu),
         "metal" => Device::new_metal(0).map_err(failed),
         other => Err(CliError::Usage(format!("models.device is {other:?}; it can be auto, cpu, cuda:N or metal"))),

@@ -34,6 +34,10 @@ pub(super) fn weight(priority: Priority) -> f64 {
 /// it in then costs those who run little, and saves it much.
 const SHORT: usize = 4;
 
+fn short(entry: &Entry, beside: usize) -> bool {
+    entry.steps * SHORT <= beside
+}
+
 /// A running group as the policy sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Room {
@@ -58,8 +62,12 @@ impl Room {
         }
         let newcomer = !self.owners.contains_key(&entry.owner);
         let urgent = self.owners.values().all(|&other| other < entry.priority);
-        let short = entry.steps * SHORT <= self.nearest;
-        (newcomer || urgent || short) && self.rows + entry.rows <= 2 * self.seats.max(entry.rows)
+        (newcomer || urgent || short(entry, self.nearest)) && self.stands(entry.rows)
+    }
+
+    /// Whether rows beyond the seats, which take turns in the calls, may be so many more.
+    fn stands(&self, rows: usize) -> bool {
+        self.rows + rows <= 2 * self.seats.max(rows)
     }
 
     fn join(&mut self, entry: &Entry) {
@@ -73,8 +81,9 @@ impl Room {
 /// The jobs whose next pictures join now, in order; a job comes once for each picture.
 ///
 /// `rooms` are the running groups, at most `groups` of them unless newcomers need more; `seats` tells the rows of a
-/// call of a class with no group; only models that are `open` let pictures in. Nobody overtakes within a class, so a
-/// picture of two rows is not starved by pictures of one.
+/// call of a class with no group; only models that are `open` let pictures in. Within a class nobody overtakes, so a
+/// picture of two rows is not starved by pictures of one, but a picture that is short beside all whom it overtakes and all
+/// who run: once it runs, no other is.
 pub(super) fn admit(
     waiting: &Waiting,
     mut rooms: Vec<Room>,
@@ -83,11 +92,16 @@ pub(super) fn admit(
     seats: impl Fn(Class) -> usize,
 ) -> Vec<u64> {
     let mut admitted = Vec::new();
-    let mut blocked: Vec<Class> = Vec::new();
+    // The classes of which somebody waits on, with the fewest steps of those.
+    let mut blocked: Vec<(Class, usize)> = Vec::new();
     let mut sealed: Option<usize> = None;
     for job in waiting.order() {
         let Some(entry) = waiting.get(job) else { continue };
-        if blocked.contains(&entry.class) {
+        let ahead = blocked.iter().position(|(class, _)| *class == entry.class);
+        if let Some(ahead) = ahead
+            && !short(entry, blocked[ahead].1)
+        {
+            blocked[ahead].1 = blocked[ahead].1.min(entry.steps);
             continue;
         }
         // Several groups have one class where context lengths differ; which one it will be shows only when it has
@@ -97,7 +111,11 @@ pub(super) fn admit(
             .min_by_key(|&room| rooms[room].rows.saturating_sub(rooms[room].seats));
         let admits = match group {
             _ if !open(entry.class.model) => false,
+            Some(room) if ahead.is_some() => {
+                sealed != Some(room) && short(entry, rooms[room].nearest) && rooms[room].stands(entry.rows)
+            }
             Some(room) => sealed != Some(room) && rooms[room].admits(entry),
+            None if ahead.is_some() => false,
             None => {
                 let newcomer = rooms.iter().all(|room| !room.owners.contains_key(&entry.owner))
                     || rooms.iter().all(|room| room.class.model != entry.class.model)
@@ -118,11 +136,15 @@ pub(super) fn admit(
             });
             rooms[room].join(entry);
             admitted.push(job);
+        } else if let Some(ahead) = ahead {
+            blocked[ahead].1 = blocked[ahead].1.min(entry.steps);
         } else {
-            blocked.push(entry.class);
-            if blocked.len() == waiting.classes() {
-                break;
-            }
+            blocked.push((entry.class, entry.steps));
+        }
+        // Nobody further back can be let in.
+        let full = |room: &Room| room.nearest < SHORT || !room.stands(1);
+        if blocked.len() == waiting.classes() && rooms.iter().all(full) {
+            break;
         }
     }
     admitted
@@ -262,6 +284,23 @@ mod tests {
     fn nobody_overtakes_within_a_class() {
         let waiting = list([entry("a", Priority::Normal, 64, 2), entry("a", Priority::Normal, 64, 1)]);
         assert_eq!(admit(&waiting, vec![room(64, 3, 4, 1.0, "a")], 4, |_| true, |_| 4), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn a_picture_that_is_short_beside_all_before_it_overtakes_them_alone() {
+        let of = |steps, rows| Entry { steps, ..entry("a", Priority::Normal, 64, rows) };
+        let room = |nearest| Room { nearest, ..room(64, 4, 4, 1.0, "a") };
+        let admitted = |entries: &[Entry], room| admit(&list(entries.iter().cloned()), vec![room], 4, |_| true, |_| 4);
+        // The last one is not short beside the one that has gone before.
+        assert_eq!(admitted(&[of(40, 2), of(30, 2), of(4, 2), of(4, 2)], room(40)), [2]);
+        // It must be short beside those who wait, those who overtook nobody included, and beside those who run.
+        assert_eq!(admitted(&[of(40, 2), of(12, 2), of(4, 2)], room(40)), [] as [u64; 0]);
+        assert_eq!(admitted(&[of(40, 2), of(4, 2)], room(12)), [] as [u64; 0]);
+        // There is a bound on those who stand.
+        assert_eq!(admitted(&[of(40, 2), of(4, 2)], Room { rows: 7, ..room(40) }), [] as [u64; 0]);
+        // Where nothing of its class runs, nobody is overtaken.
+        let elsewhere = Room { class: class(128), ..room(40) };
+        assert_eq!(admit(&list([of(40, 2), of(4, 2)]), vec![elsewhere], 1, |_| true, |_| 4), [] as [u64; 0]);
     }
 
     #[test]

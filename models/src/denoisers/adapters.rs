@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use easel_kernels::Linear;
+use easel_kernels::{Linear, gelu_tanh};
 
 use crate::weights::Tensors;
 use crate::{Error, Result};
@@ -135,6 +135,15 @@ impl Projection {
             |(row, paths): (usize, &Arc<Paths>)| self.add(y.narrow(0, row, 1)?, &x.narrow(0, row, 1)?, paths);
         let parts = adapters.rows.iter().enumerate().map(with_paths).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// [`Projection::forward`], then GELU's tanh approximation; both at once where nothing comes between them.
+    pub(crate) fn forward_gelu_tanh(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+        let mut paths = adapters.rows.iter().chain(adapters.rows.is_empty().then_some(&adapters.shared));
+        if paths.any(|paths| paths.contains_key(&self.slot)) {
+            return Ok(gelu_tanh(&self.forward(x, adapters)?)?);
+        }
+        Ok(self.linear.forward_gelu_tanh(x)?)
     }
 
     /// Adds what the side paths make of `x` to `y`.

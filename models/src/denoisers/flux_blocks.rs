@@ -1,7 +1,7 @@
 //! The blocks of FLUX.1's transformer.
 
 use candle_core::{D, DType, Tensor};
-use easel_kernels::{Pairing, RmsNorm, ada_layer_norm, attention, gated_add, gelu_tanh, rms_norm_rope, rotary};
+use easel_kernels::{Pairing, RmsNorm, ada_layer_norm, attention, gated_add, rms_norm_rope, rotary};
 
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::Rotation;
@@ -161,7 +161,7 @@ impl Stream {
         let [_, _, gate, mlp_shift, mlp_scale, mlp_gate] = modulation;
         let x = gated_add(x, gate, &self.out.forward(seen, step.adapters)?)?;
         let normed = ada_layer_norm(&x, mlp_scale, mlp_shift, EPS)?;
-        let wide = gelu_tanh(&self.widen.forward(&normed, step.adapters)?)?;
+        let wide = self.widen.forward_gelu_tanh(&normed, step.adapters)?;
         Ok(gated_add(&x, mlp_gate, &self.narrow.forward(&wide, step.adapters)?)?)
     }
 }
@@ -220,7 +220,7 @@ impl SingleBlock {
         let [shift, scale, gate] = modulation(&self.modulation, step)?;
         let normed = ada_layer_norm(x, &scale, &shift, EPS)?;
         let seen = self.attend.attend(&normed, step)?;
-        let wide = gelu_tanh(&self.widen.forward(&normed, step.adapters)?)?;
+        let wide = self.widen.forward_gelu_tanh(&normed, step.adapters)?;
         let both = Tensor::cat(&[seen, wide], D::Minus1)?; // (b, n, 5 · width)
         bounded(gated_add(x, &gate, &self.out.forward(&both, step.adapters)?)?)
     }

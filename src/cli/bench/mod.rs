@@ -2,6 +2,7 @@
 
 mod compare;
 mod cost;
+mod gpu;
 mod load;
 mod samplers;
 
@@ -24,6 +25,8 @@ enum Command {
     Load(Box<load::LoadArgs>),
     /// Show what a server has measured of its models' calls: the curves that batch sizes and estimates are drawn from.
     Cost(cost::Cost),
+    /// Hold a device's fast operations to the plain ones, and time models at their true sizes with random weights.
+    Gpu(gpu::Gpu),
     /// Compare the pictures of two runs; fails when they are too far apart.
     Compare(compare::Compare),
 }
@@ -34,6 +37,7 @@ impl Bench {
             Command::Samplers(samplers) => samplers.run(),
             Command::Load(load) => load.run(),
             Command::Cost(cost) => cost.run(),
+            Command::Gpu(gpu) => gpu.run(),
             Command::Compare(compare) => compare.run(),
         }
     }
