@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use candle_core::{D, DType, Device, Tensor};
 use easel_kernels::{
-    Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Padding, Pairing, RmsNorm, ada_layer_norm, attention,
-    gated_add, geglu, gelu, gelu_tanh, rotary, silu, upsample_nearest, with_plain_forms,
+    Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Padding, Pairing, RmsNorm, ada_layer_norm, add, attention,
+    gated_add, geglu, gelu, gelu_tanh, rms_norm_rope, rotary, silu, upsample_nearest, with_plain_forms,
 };
 
 use super::median_time;
@@ -243,6 +243,15 @@ fn cases(shrink: usize) -> Vec<Case> {
                 rotary(&x[0], &cos, &sin, 20, Pairing::Halves)
             })
         }),
+        case("rms_norm_rope, heads of 128", &[&[few(1536), 3072]], &[&[128]], |weights| {
+            let norm = RmsNorm::new(weights[0].clone(), 1e-6)?;
+            call(move |x| {
+                let (cos, sin) = angles(&x[0], 64)?;
+                rms_norm_rope(&x[0], &norm, &cos, &sin, 24, Pairing::Interleaved)
+            })
+        }),
+        case("add, a shortcut", &[&[side, side, 320], &[side, side, 320]], &[], |_| call(|x| add(&x[0], &x[1]))),
+        case("add, a vector for each row", &[&[side, side, 320], &[320]], &[], |_| call(|x| add(&x[0], &x[1]))),
         case("geglu, 2 x 2560 channels", &[&[few(4096), 5120]], &[], |_| call(|x| geglu(&x[0]))),
         case("gelu (erf)", &[&[few(1024), 3072]], &[], |_| call(|x| gelu(&x[0]))),
         case("gelu (tanh)", &[&[few(1024), 3072]], &[], |_| call(|x| gelu_tanh(&x[0]))),
