@@ -1,4 +1,4 @@
-//! Compiles the CUDA kernels, with the feature `cuda`; otherwise does nothing.
+//! Compiles the CUDA kernels, with the feature `cuda`, and the bridge to oneDNN, with the feature `onednn`.
 //!
 //! Each `cuda/NAME.cu` becomes a fat binary: machine code for the GPUs named in [`ARCHITECTURES`], and PTX that a newer
 //! driver compiles for newer ones. `images.rs` holds them all as statics, `NAME` in capitals.
@@ -12,11 +12,17 @@ use std::{
     process::Command,
 };
 
+#[cfg(feature = "onednn")]
+#[path = "onednn/build.rs"]
+mod onednn;
+
 /// Compute capabilities to make machine code for: A100, RTX 40 and L40, H100 and H200.
 const ARCHITECTURES: [&str; 3] = ["80", "89", "90"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
+    #[cfg(feature = "onednn")]
+    onednn::build()?;
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use crate::dispatch::form;
 
 /// `x + y`, where `y` has the shape of `x`, (b, .., c), or is (b, c): a vector for each row, added at every position.
 ///
-/// Both are f32, f16 or bf16; the result has the type of `x`. The sum is in f32 at least, and rounded once.
+/// Both are f32, f16 or bf16; the result has the type of `x`, which `y` is rounded to.
 ///
 /// # Errors
 /// If the shapes do not fit each other.

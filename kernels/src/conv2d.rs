@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
+#[cfg(feature = "onednn")]
+use crate::onednn;
 use crate::{count, cpu, cuda, linear::check_bias, plain};
 
 /// Zeros around an image, in pixels.
@@ -72,6 +74,8 @@ pub struct Conv2d {
 enum Form {
     Plain(plain::Conv2d),
     Cpu(cpu::Conv2d),
+    #[cfg(feature = "onednn")]
+    OneDnn(onednn::Conv2d),
     /// By cuDNN.
     #[cfg(feature = "cuda")]
     Cuda(cuda::Conv2d),
@@ -81,6 +85,12 @@ enum Form {
 
 impl Form {
     fn new(weight: &Tensor, bias: Option<&Tensor>, config: Conv2dConfig) -> Result<Self> {
+        #[cfg(feature = "onednn")]
+        if onednn::takes(weight)
+            && let Some(form) = onednn::Conv2d::new(weight, bias, config)?
+        {
+            return Ok(Self::OneDnn(form));
+        }
         if cpu::takes(weight) && weight.elem_count() > 0 {
             return Ok(Self::Cpu(cpu::Conv2d::new(weight, bias, config)?));
         }
@@ -138,6 +148,8 @@ impl Conv2d {
         let y = match &self.form {
             Form::Plain(form) => form.forward(x),
             Form::Cpu(form) => form.forward(x),
+            #[cfg(feature = "onednn")]
+            Form::OneDnn(form) => form.forward(x),
             #[cfg(feature = "cuda")]
             Form::Cuda(form) => form.forward(x),
             Form::CudaOwn(form) => form.forward(x),

@@ -29,6 +29,8 @@ mod layer_norm;
 mod linear;
 mod mapped;
 mod metal;
+#[cfg(feature = "onednn")]
+mod onednn;
 mod plain;
 mod quantized;
 mod rope;

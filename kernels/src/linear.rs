@@ -4,6 +4,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 #[cfg(feature = "cuda")]
 use crate::cuda;
+#[cfg(feature = "onednn")]
+use crate::onednn;
 use crate::{Quantized, count, cpu, gelu_tanh, plain, plain_forms};
 
 /// `y = x · Wᵀ + bias`, with the weight as PyTorch stores it.
@@ -21,6 +23,8 @@ pub struct Linear {
 enum Form {
     Plain(plain::Linear),
     Cpu(cpu::Linear),
+    #[cfg(feature = "onednn")]
+    OneDnn(onednn::Linear),
     PlainQuantized(plain::QuantizedLinear),
     CpuQuantized(cpu::QuantizedLinear),
     #[cfg(feature = "cuda")]
@@ -31,6 +35,12 @@ enum Form {
 
 impl Form {
     fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        #[cfg(feature = "onednn")]
+        if onednn::takes(weight)
+            && let Some(form) = onednn::Linear::new(weight, bias)?
+        {
+            return Ok(Self::OneDnn(form));
+        }
         if cpu::takes(weight) && weight.elem_count() > 0 {
             return Ok(Self::Cpu(cpu::Linear::new(weight, bias)?));
         }
@@ -126,6 +136,8 @@ impl Linear {
         match &self.form {
             Form::Plain(form) => form.forward(x),
             Form::Cpu(form) => form.forward(x),
+            #[cfg(feature = "onednn")]
+            Form::OneDnn(form) => form.forward(x),
             Form::PlainQuantized(form) => form.forward(x),
             Form::CpuQuantized(form) => form.forward(x),
             #[cfg(feature = "cuda")]

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 /// Room for `len` values.
-pub(super) fn room<T>(len: usize) -> Vec<MaybeUninit<T>> {
+pub(crate) fn room<T>(len: usize) -> Vec<MaybeUninit<T>> {
     let mut values = Vec::with_capacity(len);
     // SAFETY: the capacity is there, and `MaybeUninit` needs no initialisation.
     unsafe { values.set_len(len) };
@@ -14,7 +14,7 @@ pub(super) fn room<T>(len: usize) -> Vec<MaybeUninit<T>> {
 ///
 /// # Safety
 /// Every element must have been written.
-pub(super) unsafe fn filled<T>(values: Vec<MaybeUninit<T>>) -> Vec<T> {
+pub(crate) unsafe fn filled<T>(values: Vec<MaybeUninit<T>>) -> Vec<T> {
     let mut values = std::mem::ManuallyDrop::new(values);
     // SAFETY: the layouts are the same, the vector is not dropped twice, and the caller wrote every element.
     unsafe { Vec::from_raw_parts(values.as_mut_ptr().cast(), values.len(), values.capacity()) }

@@ -33,6 +33,8 @@ use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
 pub(crate) use attention::attention;
+#[cfg(feature = "onednn")]
+pub(crate) use buffer::{filled, room};
 pub(crate) use conv2d::Conv2d;
 pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
 pub(crate) use linear::{Linear, QuantizedLinear};
@@ -60,7 +62,7 @@ pub fn weight_bytes(dtype: DType, device: &Device) -> usize {
 }
 
 /// Gives `f` the values of `x`, contiguous and in f32.
-fn with_values<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+pub(crate) fn with_values<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
     if x.dtype() == DType::BF16 {
         return with_bf16(x, |values| f(&convert::to_f32(values)));
     }
@@ -68,7 +70,7 @@ fn with_values<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> 
 }
 
 /// Gives `f` the values of `x`, contiguous and in bf16.
-fn with_bf16<T>(x: &Tensor, f: impl FnOnce(&[bf16]) -> Result<T>) -> Result<T> {
+pub(crate) fn with_bf16<T>(x: &Tensor, f: impl FnOnce(&[bf16]) -> Result<T>) -> Result<T> {
     with(x, f)
 }
 

@@ -34,12 +34,14 @@ pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
 
 /// `x` (b, .., c) and `y` of the same shape or (b, c).
 pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let dtype = sum_dtype(x.dtype());
-    let mut y = y.to_dtype(dtype)?;
+    let mut y = y.to_dtype(x.dtype())?;
+    if x.dims() == y.dims() {
+        return x + y;
+    }
     while y.rank() < x.rank() {
         y = y.unsqueeze(1)?;
     }
-    x.to_dtype(dtype)?.broadcast_add(&y)?.to_dtype(x.dtype())
+    x.broadcast_add(&y)
 }
 
 /// `residual + gate · x`: (b, n, c) both, `gate` (b, c).
