@@ -134,7 +134,10 @@ def main():
         for rows in map(int, asked.rows.split(",")):
             arguments = inputs(rows)
             cells = []
-            for forward in filter(None, [network, compiled]):
+            for forward in [network, compiled]:
+                if forward is None:
+                    cells.append("-")
+                    continue
                 try:
                     cells.append(f"{median_ms(lambda: forward(**arguments), asked.calls, device):.2f}")
                 except torch.OutOfMemoryError:
