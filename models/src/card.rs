@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::samplers::SchedulerConfig;
+use crate::samplers::{SchedulerConfig, StrengthRule};
 
 /// A picture's size in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -127,7 +127,7 @@ pub struct Abilities {
     /// Pictures that an editing model looks at at once, at most; 0 is as good as 1.
     #[serde(default)]
     pub references: usize,
-    /// `strength` when a request names none.
+    /// `strength` when a request names none, and how it is counted.
     #[serde(default)]
     pub strengths: Strengths,
 }
@@ -140,11 +140,25 @@ pub struct Strengths {
     pub image_to_image: f64,
     /// With one.
     pub inpaint: f64,
+    /// How the model's pipelines turn a strength into a first step.
+    #[serde(skip)]
+    pub rule: StrengthRule,
+}
+
+impl Strengths {
+    /// How a strength is counted, with or without a mask.
+    pub fn rule(&self, masked: bool) -> StrengthRule {
+        match self.rule {
+            // There is one inpainting pipeline for Stable Diffusion's models, consistency models among them.
+            StrengthRule::Spread if masked => StrengthRule::Truncate,
+            rule => rule,
+        }
+    }
 }
 
 impl Default for Strengths {
     fn default() -> Self {
-        Self { image_to_image: 0.8, inpaint: 1.0 }
+        Self { image_to_image: 0.8, inpaint: 1.0, rule: StrengthRule::default() }
     }
 }
 

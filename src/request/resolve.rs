@@ -242,6 +242,10 @@ impl Resolver {
         let tokens = (width as usize / TOKEN_PIXELS * (height as usize / TOKEN_PIXELS)).max(1);
         let context = PlanContext { image_tokens: Some(tokens), ..PlanContext::default() };
         Plan::new(&resolved.sampling_spec(), &card.scheduler, context)
+            .and_then(|mut plan| {
+                let rule = card.abilities.strengths.rule(resolved.mask.is_some());
+                resolved.strength.map_or(Ok(()), |strength| plan.skip_to_strength(strength, rule))
+            })
             .map_err(|error| RequestError::Sampling { param: error.param.into(), message: error.message })?;
         Ok((resolved, warnings))
     }

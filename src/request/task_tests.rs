@@ -27,7 +27,7 @@ fn card(abilities: Abilities) -> ModelCard {
 
 fn resolver() -> Resolver {
     let none = Abilities::default();
-    let strengths = Strengths { image_to_image: 0.3, inpaint: 0.9 };
+    let strengths = Strengths { image_to_image: 0.3, inpaint: 0.9, ..Strengths::default() };
     let models = [
         ("draws", none),
         ("starts", Abilities { image_to_image: true, inpaint: true, strengths, ..none }),
@@ -61,11 +61,20 @@ fn resolve(request: GenerationRequest) -> Result<ResolvedRequest, RequestError> 
 }
 
 #[test]
+fn a_strength_that_leaves_no_step_is_refused_before_there_is_a_job() {
+    for mask in [false, true] {
+        let error = with("starts", 1, mask, Some(0.0)).unwrap_err();
+        assert_eq!(error.param(), "strength");
+        assert!(error.to_string().contains("leaves none of"), "{error}");
+    }
+}
+
+#[test]
 fn a_strength_that_is_not_asked_for_is_that_of_the_family() {
     for (model, mask, asked, expected) in [
         ("starts", false, None, Some(0.3)),
         ("starts", true, None, Some(0.9)),
-        ("starts", false, Some(0.0), Some(0.0)),
+        ("starts", false, Some(1.0), Some(1.0)),
         ("both", false, Some(0.7), Some(0.7)),
         ("both", true, None, Some(1.0)),
         ("both", false, None, None),
@@ -91,7 +100,7 @@ fn steps_that_are_not_asked_for_are_as_many_as_the_strength_leaves_one_of() {
     };
     assert_eq!((steps(None, None), steps(Some(1.0), None)), (1, 1));
     assert_eq!((steps(Some(0.8), None), steps(Some(0.3), None)), (2, 4));
-    assert_eq!(steps(Some(0.3), Some(2)), 2);
+    assert_eq!(steps(Some(0.6), Some(2)), 2);
 }
 
 #[test]

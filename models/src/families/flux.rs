@@ -21,7 +21,7 @@ use super::unused::{Uses, check_prompt};
 use super::{Family, ModelIndex, Placement, dit_memory, pixels};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::denoisers::{Adapters, Flux, FluxCondition, FluxConfig, FluxContext, FluxHooks};
-use crate::samplers::{Noise, Plan, PlanContext, Repaint, StrengthRule};
+use crate::samplers::{Noise, Plan, PlanContext, Repaint};
 use crate::text::{ClipText, ClipTextConfig, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer, Tokens};
 use crate::weights::{MODEL_INDEX, Repository, Tensors};
 use crate::{
@@ -241,7 +241,7 @@ impl Pipeline for FluxModel {
         let size = Size { width: spec.width, height: spec.height };
         let mut plan = self.schedulers.plan(&sampling, context(size, self.latents.factor()))?;
         if let Some(InitImage { strength, .. }) = &spec.init {
-            plan.skip_to_strength(*strength, StrengthRule::Fraction)?;
+            plan.skip_to_strength(*strength, self.card.abilities.strengths.rule(spec.mask.is_some()))?;
         }
 
         let reference = spec.references.first().map(|image| reference::latents(image, &self.latents)).transpose()?;

@@ -24,7 +24,7 @@ use crate::text::{Qwen3, Qwen3Config, Qwen3Mask, QwenTokenizer, Thinking, Tokens
 use crate::weights::{MODEL_INDEX, Repository};
 use crate::{
     Abilities, BatchKey, Conditioning, Error, GrayImage, InitImage, ModelCard, Pipeline, Prompt, RenderSpec, Result,
-    RgbImage, Size, Sizes, Trajectory,
+    RgbImage, Size, Sizes, Strengths, Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -170,6 +170,7 @@ fn card(distilled: bool, multiple: u32, schedulers: &Schedulers) -> ModelCard {
             inpaint: true,
             edit: true,
             references: MOST_REFERENCES,
+            strengths: Strengths { rule: StrengthRule::Fraction, ..Strengths::default() },
             ..Abilities::default()
         },
         context_tokens: CONTEXT,
@@ -258,7 +259,7 @@ impl Pipeline for Flux2Klein {
             (Some(InitImage { image, strength }), Some(mask)) => {
                 pixels::check_size("image", (image.width, image.height), spec)?;
                 pixels::check_size("mask", (mask.width, mask.height), spec)?;
-                plan.skip_to_strength(*strength, StrengthRule::Fraction)?;
+                plan.skip_to_strength(*strength, self.card.abilities.strengths.rule(spec.mask.is_some()))?;
                 let clean = self.latents.mode(&pixels::to_tensor(image, device)?)?;
                 let latents = plan.add_noise(&clean, &drawn)?.squeeze(0)?;
                 let mask = soft_mask(mask, (h, w), device)?;

@@ -72,7 +72,11 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
         family: if files.unet.use_linear_projection { "sd2" } else { "sd1" },
         steps: if consistency { 4 } else { 50 },
         guidance: if consistency { 8.5 } else { 7.5 },
-        strengths: Strengths::default(),
+        // The pipelines of consistency models spread the steps over what the strength leaves of the schedule.
+        strengths: Strengths {
+            rule: if consistency { StrengthRule::Spread } else { StrengthRule::Truncate },
+            ..Strengths::default()
+        },
         side: None,
     })?;
     card.context_tokens = text.context();
@@ -80,11 +84,9 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
     let card = files.complete(card, opening, &parts)?;
 
     let turns = Turns::new(&parts, placement.memory);
-    // The pipelines of consistency models spread the steps over what the strength leaves of the schedule.
-    let rule = if consistency { StrengthRule::Spread } else { StrengthRule::Truncate };
     let model = UNetModel::new(opening, (name, card), files, [unet_part, vae_part], &turns);
     let text = text.encoder(opening, text_part, &turns);
-    Ok(Arc::new(StableDiffusion { model: model.with_strength_rule(rule), text, turns }))
+    Ok(Arc::new(StableDiffusion { model, text, turns }))
 }
 
 impl StableDiffusion {

@@ -165,7 +165,7 @@ fn card(
             inpaint: true,
             needs_mask: paints_only,
             prompt_weighting: true,
-            strengths: Strengths { image_to_image: STRENGTH, inpaint: STRENGTH },
+            strengths: Strengths { image_to_image: STRENGTH, inpaint: STRENGTH, rule: StrengthRule::Fraction },
             ..Abilities::default()
         },
         context_tokens: texts.context_tokens(),
@@ -278,7 +278,7 @@ impl Pipeline for StableDiffusion3 {
         let size = Size { width: spec.width, height: spec.height };
         let mut plan = self.schedulers.plan(&sampling, context(size, self.token_side()))?;
         if let Some(InitImage { strength, .. }) = &spec.init {
-            plan.skip_to_strength(*strength, StrengthRule::Fraction)?;
+            plan.skip_to_strength(*strength, self.card.abilities.strengths.rule(spec.mask.is_some()))?;
         }
 
         let mut noise = plan.noise().open(spec.seed);

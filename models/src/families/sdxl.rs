@@ -84,7 +84,7 @@ fn open(repository: &Repository, placement: &Placement, name: &str) -> Result<Ar
         family: if aesthetics { "sdxl_refiner" } else { "sdxl" },
         steps: 50,
         guidance: 5.0,
-        strengths: Strengths { image_to_image: 0.3, inpaint: 0.9999 },
+        strengths: Strengths { image_to_image: 0.3, inpaint: 0.9999, ..Strengths::default() },
         side: Some(LARGE),
     })?;
     card.abilities.needs_image |= aesthetics;

@@ -16,7 +16,7 @@ use super::schedulers::Schedulers;
 use super::unet_files::Files;
 use super::{Placement, pixels, unet_memory};
 use crate::denoisers::{Adapters, AddedContext, Condition, Context, Hooks, UNet, UNetConfig};
-use crate::samplers::{Noise, Plan, PlanContext, Repaint, Sampler, StrengthRule};
+use crate::samplers::{Noise, Plan, PlanContext, Repaint, Sampler};
 use crate::{
     BatchKey, Conditioning, Error, GrayImage, InitImage, ModelCard, Part, RenderSpec, Result, Stage, Trajectory,
 };
@@ -30,7 +30,6 @@ pub(super) struct UNetModel {
     name: String,
     config: UNetConfig,
     schedulers: Schedulers,
-    rule: StrengthRule,
 }
 
 /// A picture's row before it has a prompt.
@@ -73,13 +72,7 @@ impl UNetModel {
             name: name.to_owned(),
             config: files.unet,
             schedulers: files.schedulers,
-            rule: StrengthRule::Truncate,
         }
-    }
-
-    /// The same with another rule for image-to-image's strength.
-    pub(super) fn with_strength_rule(self, rule: StrengthRule) -> Self {
-        Self { rule, ..self }
     }
 
     /// Whether a request has a negative prompt: a distilled model is told its guidance instead.
@@ -100,9 +93,7 @@ impl UNetModel {
         if let Some(InitImage { image, strength }) = &spec.init {
             pixels::check_size("image", (image.width, image.height), spec)?;
             if !matches!(spec.stage, Stage::Second { .. }) {
-                // There is one inpainting pipeline for all.
-                let rule = if spec.mask.is_some() { StrengthRule::Truncate } else { self.rule };
-                plan.skip_to_strength(*strength, rule)?;
+                plan.skip_to_strength(*strength, self.card.abilities.strengths.rule(spec.mask.is_some()))?;
             }
         }
         match &spec.stage {

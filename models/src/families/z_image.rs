@@ -21,7 +21,7 @@ use crate::text::{Qwen3, Qwen3Config, QwenTokenizer, Thinking, Tokens};
 use crate::weights::Repository;
 use crate::{
     Abilities, BatchKey, Conditioning, Error, InitImage, ModelCard, Pipeline, Prompt, RenderSpec, Result, Size, Sizes,
-    Trajectory,
+    Strengths, Trajectory,
 };
 
 /// The family's line in the list of families.
@@ -145,6 +145,7 @@ fn card(config: &ZImageConfig, vae: &AutoencoderKlConfig, schedulers: &Scheduler
             guided_from_zero: true,
             image_to_image: true,
             inpaint: true,
+            strengths: Strengths { rule: StrengthRule::Fraction, ..Strengths::default() },
             ..Abilities::default()
         },
         context_tokens: CONTEXT,
@@ -250,7 +251,7 @@ impl Pipeline for ZImageModel {
             }
             Some(InitImage { image, strength }) => {
                 pixels::check_size("image", (image.width, image.height), spec)?;
-                plan.skip_to_strength(*strength, StrengthRule::Fraction)?;
+                plan.skip_to_strength(*strength, self.card.abilities.strengths.rule(spec.mask.is_some()))?;
                 // diffusers samples the posterior, and draws for it, before it draws the latents' noise.
                 let clean = self.latents.sample(image, noise.as_mut())?;
                 let drawn = noise.normal(&[1, c, h, w], device)?;

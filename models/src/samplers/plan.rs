@@ -27,9 +27,10 @@ pub struct PlanContext {
 }
 
 /// How image-to-image turns its strength into a first step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StrengthRule {
     /// n - int(n · strength): SD and SDXL.
+    #[default]
     Truncate,
     /// int(n - n · strength): SD3 and FLUX.
     Fraction,

@@ -7,6 +7,7 @@ use super::{CONTEXT, reference};
 use crate::autoencoders::AutoencoderKlConfig;
 use crate::card::Strengths;
 use crate::denoisers::FluxConfig;
+use crate::samplers::StrengthRule;
 use crate::text::{ClipTextConfig, ClipTokenizer, T5Config, T5Tokenizer};
 use crate::{Abilities, ModelCard, Result, Size, Sizes};
 
@@ -129,7 +130,11 @@ pub(super) fn card(class: &str, config: &FluxConfig, vae: &AutoencoderKlConfig, 
             needs_mask: task == Task::Fill,
             edit: task == Task::Edit,
             references: if task == Task::Edit { reference::MOST } else { 0 },
-            strengths: Strengths { image_to_image: 0.6, inpaint: if task == Task::Fill { 1.0 } else { 0.6 } },
+            strengths: Strengths {
+                image_to_image: 0.6,
+                inpaint: if task == Task::Fill { 1.0 } else { 0.6 },
+                rule: StrengthRule::Fraction,
+            },
             ..Abilities::default()
         },
         context_tokens: CONTEXT,
