@@ -1,26 +1,29 @@
-//! Letting pictures in: text embeddings, first latents, and a place in a group.
+//! Letting pictures in: their seats, their preparation beside the loop, and their places in a group.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use easel_models::{Conditioning, Prompt, Trajectory};
+use easel_models::Trajectory;
 
+use super::EngineEvent;
 use super::batch::{Group, Row};
 use super::cost::Place;
-use super::fault::{Fault, guarded};
-use super::job::{self, Leg};
+use super::job;
 use super::policy::{self, Room, Seat};
+use super::prepare::{Prepared, Report, Spent, Spot, Task};
 use super::thread::Engine;
 use super::waiting::Class;
-use super::{EngineEvent, WorkError};
 
 /// Most rows of a call when the operator sets no bound; past it no model gains, and a boundary is far away.
 const MOST_ROWS: usize = 64;
 
-/// While others run, pictures are let in for about as long as a call takes, and at least this long, before the next
-/// call.
-const LEAST_ADMISSION: Duration = Duration::from_millis(50);
+/// A call waits for pictures that are being prepared for this part of the time that the last one took, since those that
+/// are ready sooner need not wait for the next boundary then.
+const PATIENCE: u32 = 10;
+
+/// And for this long at least.
+const LEAST_PATIENCE: Duration = Duration::from_millis(5);
 
 impl Engine {
     /// Lets in who may join at this boundary.
@@ -28,18 +31,32 @@ impl Engine {
         if self.waiting.is_empty() {
             return;
         }
-        let rooms = self.groups.iter().map(|group| self.room(group)).collect();
+        let mut rooms: Vec<Room> = self.groups.iter().map(|group| self.room(group)).collect();
+        for pending in self.preparers.pending() {
+            policy::reserve(&mut rooms, &pending.entry, |class| self.seats_of(class));
+        }
         let open = |model: usize| self.models[model].open() && self.decoder.of(model) < self.options.decode_backlog;
         let admitted = policy::admit(&self.waiting, rooms, self.options.groups, open, |class| self.seats_of(class));
-        // Encoding a prompt holds up those who run, so many new prompts come in over several boundaries.
-        let patience = (!self.groups.is_empty()).then(|| self.last_call.max(LEAST_ADMISSION));
-        let began = Instant::now();
         for ticket in admitted {
             self.begin(ticket);
-            if patience.is_some_and(|patience| began.elapsed() > patience) {
-                break;
+        }
+    }
+
+    /// Gives what has just been handed over a moment to get ready, before the next call is made without it.
+    pub(super) fn await_prepared(&mut self) {
+        let began = Instant::now();
+        let patience = (self.last_call / PATIENCE).max(LEAST_PATIENCE);
+        while self.preparers.fresh() {
+            // However much other news there is, it waits no longer than this.
+            let Some(left) = patience.checked_sub(began.elapsed()) else { break };
+            match self.inbox.recv_timeout(left) {
+                Ok(message) => self.handle(message),
+                Err(_) => break,
             }
         }
+        self.preparers.waited();
+        // Waiting for a model is not what the loop itself costs.
+        self.in_calls += began.elapsed();
     }
 
     /// A group as the policy sees it.
@@ -73,71 +90,59 @@ impl Engine {
         if self.options.max_batch_rows == 0 { MOST_ROWS } else { self.options.max_batch_rows }
     }
 
-    /// Begins the next picture that waits under this number.
+    /// Has the next picture prepared that waits under this number.
     fn begin(&mut self, ticket: u64) {
+        let Some(entry) = self.waiting.get(ticket).cloned() else { return };
         self.waiting.take(ticket);
         self.changed = true;
         let (id, stage) = job::waits(ticket);
-        match self.trajectory(id, stage).or_else(|fault| match fault {
-            // The cache is the one thing that can be given up at no loss but time.
-            Fault::OutOfMemory(_) => {
-                self.embeddings.clear();
-                self.trajectory(id, stage)
-            }
-            Fault::Other(_) => Err(fault),
-        }) {
-            Ok(trajectory) => self.join(id, stage, trajectory),
-            Err(fault) => self.fail(id, fault.into_error()),
-        }
-    }
-
-    /// Sets up the next picture of a job and stage.
-    fn trajectory(&mut self, id: u64, stage: usize) -> Result<Trajectory, Fault> {
-        let gone = || Fault::Other(WorkError::Internal("the job is gone".into()));
-        let job = self.jobs.get(&id).ok_or_else(gone)?;
-        let spec = job.next(stage).ok_or_else(gone)?;
-        let model = job.class(stage).model;
-        let guided = self.models[model].pipeline.guided(&spec);
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some((spot, spec)) = job.begin(id, stage) else { return };
         let (prompt, negative) = job.prompts(stage);
-        let (prompt, negative) = (prompt.clone(), negative.clone());
-        let Leg { positive: known, negative: known_negative } = &job.legs[stage];
-        let (known, known_negative) = (known.clone(), known_negative.clone());
-        let positive = known.map_or_else(|| self.embed(id, model, prompt), Ok)?;
-        let negative =
-            guided.then(|| known_negative.map_or_else(|| self.embed(id, model, negative), Ok)).transpose()?;
-        let job = self.jobs.get_mut(&id).ok_or_else(gone)?;
-        job.legs[stage] = Leg { positive: Some(Arc::clone(&positive)), negative: negative.clone() };
-        let began = Instant::now();
-        let trajectory = guarded("begin", || self.models[model].pipeline.begin(&spec, positive, negative));
-        self.in_calls += began.elapsed();
-        self.meters.models[model].begin.record(began.elapsed().as_secs_f64());
-        trajectory
+        let negative = self.models[entry.class.model].pipeline.guided(&spec).then(|| negative.clone());
+        let (prompt, leg, events) = (prompt.clone(), Arc::clone(&job.legs[stage]), job.work.events.clone());
+        self.preparers.send(entry, Task { spot, spec, prompt, negative, leg, events });
     }
 
-    /// What a prompt means to a model, from the cache or its text encoders.
-    fn embed(&mut self, id: u64, model: usize, prompt: Prompt) -> Result<Arc<Conditioning>, Fault> {
-        if let Some(known) = self.embeddings.get(model, &prompt) {
-            self.meters.embeddings_hit.increment(1);
-            return Ok(known);
+    /// Takes news from a preparer.
+    pub(super) fn prepared(&mut self, report: Report) {
+        match report {
+            Report::Quiet(quiet) => quiet.grant(),
+            Report::Prepared(prepared) => {
+                let Prepared { model, spot, spent, result } = *prepared;
+                self.preparers.reported(spot);
+                self.changed = true;
+                self.spent(model, spot.job, &spent);
+                match result {
+                    Some(Ok(trajectory)) => self.join(spot, trajectory),
+                    Some(Err(fault)) => self.fail(spot.job, fault.into_error()),
+                    // The job is dropped as all are whose callers have hung up.
+                    None => {}
+                }
+            }
         }
-        self.meters.embeddings_missed.increment(1);
-        let began = Instant::now();
-        let conditioning = guarded("encode", || self.models[model].pipeline.encode(&prompt));
-        let took = began.elapsed();
-        self.in_calls += took;
-        self.meters.models[model].encode.record(took.as_secs_f64());
-        if let Some(job) = self.jobs.get_mut(&id) {
-            job.encode += took;
+    }
+
+    /// Takes note of what preparing a picture took.
+    fn spent(&mut self, model: usize, job: u64, spent: &Spent) {
+        self.meters.embeddings_hit.increment(spent.known);
+        self.meters.embeddings_missed.increment(spent.encodes.len() as u64);
+        let meters = &self.meters.models[model];
+        for encode in &spent.encodes {
+            meters.encode.record(encode.as_secs_f64());
         }
-        let conditioning = Arc::new(conditioning?);
-        self.embeddings.put(model, prompt, Arc::clone(&conditioning));
-        Ok(conditioning)
+        if let Some(begin) = spent.begin {
+            meters.begin.record(begin.as_secs_f64());
+        }
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.encode += spent.encodes.iter().sum::<Duration>();
+        }
     }
 
     /// Puts a picture into its group.
-    fn join(&mut self, id: u64, stage: usize, trajectory: Trajectory) {
+    fn join(&mut self, spot: Spot, trajectory: Trajectory) {
+        let Spot { job: id, stage, image, elsewhere, previews } = spot;
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let Some((image, elsewhere, previews)) = job.begin(stage) else { return };
         if (stage, image) == (0, 0) {
             job.send(EngineEvent::Started);
         }

@@ -57,7 +57,7 @@ impl Engine {
 
     /// Takes note of a call that went well, and sends its rows on their way.
     fn called(&mut self, place: usize, began: Instant, took: Duration) {
-        let disturbed = self.decoder.pictures > 0;
+        let disturbed = self.decoder.pictures > 0 || !self.preparers.pending().is_empty();
         let group = self.groups.get_mut(place);
         let (model, rows) = (group.class.model, group.seated());
         let meters = &self.meters.models[model];
@@ -181,7 +181,7 @@ impl Engine {
             Err(Fault::OutOfMemory(message)) => {
                 tracing::warn!(
                     message,
-                    "out of memory with one picture; it is tried again when nothing is being decoded"
+                    "out of memory with one picture; it is tried again when nothing is being prepared or decoded"
                 );
                 self.make_room();
                 self.only(group, job, image)
@@ -207,10 +207,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives up what memory can be given up: cached embeddings, and what the decoder holds once it is done.
+    /// Gives up what memory can be given up: cached embeddings, and what the preparers and the decoder hold once they are
+    /// done.
     fn make_room(&mut self) {
-        self.embeddings.clear();
-        while self.decoder.pictures > 0 {
+        self.embeddings.lock().clear();
+        while self.decoder.pictures > 0 || !self.preparers.pending().is_empty() {
             let Ok(message) = self.inbox.recv() else { return };
             self.handle(message);
         }

@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use easel_models::{Pipeline, RgbImage};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::fault::{Fault, guarded};
+use super::quiet::{self, Quiet};
 use super::{EngineEvent, WorkError, WorkMetrics};
 
 /// What the step loop and the decoder both know of a job.
@@ -81,8 +82,8 @@ pub(super) enum Report {
     Decoded { job: u64, model: usize, latent: Vec<usize>, took: Option<Duration>, last: bool },
     /// A picture cannot be decoded.
     Failed { job: u64, error: WorkError },
-    /// The decoder needs the device to itself from the answer on `go` until `done` ends.
-    Quiet { go: SyncSender<()>, done: Receiver<()> },
+    /// The decoder needs the device to itself.
+    Quiet(Quiet),
 }
 
 /// The step loop's end of the decoder.
@@ -215,7 +216,10 @@ impl<R: Fn(Report) -> bool> Worker<R> {
         }
         let began = Instant::now();
         let result = match self.decode(target, latents) {
-            Err(Fault::OutOfMemory(message)) => self.undisturbed(message, || self.decode(target, latents)),
+            Err(Fault::OutOfMemory(message)) => {
+                let ask = |quiet| (self.report)(Report::Quiet(quiet));
+                quiet::undisturbed("decode", message, ask, || self.decode(target, latents))
+            }
             result => result,
         };
         match result {
@@ -245,18 +249,5 @@ impl<R: Fn(Report) -> bool> Worker<R> {
         let model = self.models.get(target.model).ok_or_else(|| internal("the model is gone"))?;
         let mut pictures = guarded("decode", || model.decode(std::slice::from_ref(latents)))?;
         pictures.pop().ok_or_else(|| internal("the decoder gave no picture"))
-    }
-
-    /// Runs `again` while the step loop stands still.
-    fn undisturbed<T>(&self, message: String, again: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-        let (go, may_go) = mpsc::sync_channel(0);
-        let (done, wait) = mpsc::channel();
-        if !(self.report)(Report::Quiet { go, done: wait }) || may_go.recv().is_err() {
-            return Err(Fault::OutOfMemory(message));
-        }
-        tracing::warn!(message, "no memory to decode beside the step loop; it pauses");
-        let result = again();
-        drop(done);
-        result
     }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use easel_models::{ModelCard, Pipeline};
 use tokio::sync::{oneshot, watch};
 
-use super::decode::Report;
+use super::decode;
 use super::job::Job;
 use super::loader;
+use super::prepare;
 use super::registry::{Answer, CommandError, ModelCommand};
 use super::snapshot::{ModelState, ModelStatus};
 use super::thread::Engine;
@@ -23,8 +24,10 @@ const FOR_GOOD: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub(super) enum Message {
     /// A job, and when it came.
     Submit(Box<Work>, Instant),
+    /// News from a preparer.
+    Preparer(prepare::Report),
     /// News from the decoder.
-    Decoder(Report),
+    Decoder(decode::Report),
     /// News of a model's weights.
     Model(loader::Report),
     /// An operator's command, and who wants to know what became of it.
@@ -60,7 +63,7 @@ impl EngineHandle {
         let (publish, snapshot) = watch::channel(Arc::default());
         let (end, ended) = watch::channel(false);
         let reports = messages.clone();
-        let report = move |report| reports.send(Message::Decoder(report)).is_ok();
+        let report = move |message| reports.send(message).is_ok();
         let reports = messages.clone();
         let loader = Arc::new(move |report| reports.send(Message::Model(report)).is_ok());
         let spawned = Engine::new(models, options, inbox, publish, report, loader).and_then(|engine| {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
-use easel_models::{Conditioning, Prompt, RenderSpec, Stage};
+use easel_models::{Prompt, RenderSpec, Stage};
 
 use super::batch::{Elsewhere, Row};
 use super::decode::{Tail, Target};
+use super::prepare::{Leg, Spot};
 use super::waiting::Class;
 use super::{EngineEvent, Work, WorkError, WorkMetrics};
 
@@ -20,14 +21,6 @@ pub(super) const STAGES: u64 = 2;
 pub(super) fn waits(ticket: u64) -> (u64, usize) {
     let stage = ticket % STAGES;
     (ticket - stage, usize::from(stage > 0))
-}
-
-/// One of a job's models.
-#[derive(Default)]
-pub(super) struct Leg {
-    /// Kept while the job has pictures to begin, so that the cache may forget them.
-    pub(super) positive: Option<Arc<Conditioning>>,
-    pub(super) negative: Option<Arc<Conditioning>>,
 }
 
 /// A picture that the first model is done with.
@@ -48,7 +41,8 @@ pub(super) struct Job {
     pub(super) class: Class,
     /// Where its second model's do, if it has one.
     pub(super) second: Option<Class>,
-    pub(super) legs: [Leg; STAGES as usize],
+    /// What its prompts mean to each of its models.
+    pub(super) legs: [Arc<Leg>; STAGES as usize],
     /// Pictures that wait for the second model, in the order in which they came.
     parked: VecDeque<Parked>,
     submitted: Instant,
@@ -110,26 +104,21 @@ impl Job {
         self.second.filter(|_| stage > 0).unwrap_or(self.class)
     }
 
-    /// How the next picture that this stage begins is to be rendered; `None` when there is none.
-    pub(super) fn next(&self, stage: usize) -> Option<RenderSpec> {
+    /// Counts the next picture of this stage as begun: which one of the job `id` it is, and how it is to be rendered; `None` when
+    /// there is none.
+    pub(super) fn begin(&mut self, id: u64, stage: usize) -> Option<(Spot, RenderSpec)> {
         if stage == 0 {
-            return self.work.spec(self.begun);
-        }
-        let (second, parked) = (self.work.second.as_ref()?, self.parked.front()?);
-        let stage = Stage::Second { from: second.from, latents: parked.latents.clone() };
-        Some(RenderSpec { stage, ..second.specs.get(parked.image)?.clone() })
-    }
-
-    /// Counts that picture as begun; its place in the job, the steps that another model does of it, and the previews
-    /// that it has had.
-    pub(super) fn begin(&mut self, stage: usize) -> Option<(usize, Elsewhere, u32)> {
-        if stage == 0 {
-            let image = self.begun;
+            let (image, spec) = (self.begun, self.work.spec(self.begun)?);
             self.begun += 1;
-            return Some((image, Elsewhere { before: 0, after: self.steps_after(image) }, 0));
+            let elsewhere = Elsewhere { before: 0, after: self.steps_after(image) };
+            return Some((Spot { job: id, stage, image, elsewhere, previews: 0 }, spec));
         }
-        let Parked { image, steps, previews, .. } = self.parked.pop_front()?;
-        Some((image, Elsewhere { before: steps, after: 0 }, previews))
+        let Parked { image, latents, steps, previews } = self.parked.pop_front()?;
+        let second = self.work.second.as_ref()?;
+        let spec = second.specs.get(image)?.clone();
+        let elsewhere = Elsewhere { before: steps, after: 0 };
+        let spot = Spot { job: id, stage, image, elsewhere, previews };
+        Some((spot, RenderSpec { stage: Stage::Second { from: second.from, latents }, ..spec }))
     }
 
     /// Lets a picture that the first model is done with wait for the second.
@@ -211,7 +200,7 @@ impl Job {
         // An image-to-image request may have no step to do.
         let first = self.first_call.unwrap_or_else(Instant::now);
         let last = self.last_call.unwrap_or(first);
-        let positive = self.legs[0].positive.as_deref();
+        let positive = self.legs[0].positive.get();
         WorkMetrics {
             queued: first.saturating_duration_since(self.submitted),
             encode: self.encode,

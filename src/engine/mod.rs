@@ -13,7 +13,8 @@
 //! | `cost`, `memory` | how many rows a call should, and can, have |
 //! | `ledger` | what was measured, kept from one start to the next |
 //! | `watch` | the memory as it is seen, beside what was predicted |
-//! | `embeddings`, `decode`, `preview` | text embeddings kept; pictures made beside the loop |
+//! | `prepare`, `embeddings` | prompts encoded and first latents set up beside the loop; text embeddings kept |
+//! | `decode`, `preview`, `quiet` | pictures made beside the loop, and what happens when memory is short for that |
 //! | `forecast`, `snapshot`, `meters` | what callers and operators are told |
 
 mod batch;
@@ -32,7 +33,9 @@ mod memory;
 mod meters;
 mod options;
 mod policy;
+mod prepare;
 mod preview;
+mod quiet;
 mod registry;
 mod residency;
 mod snapshot;

@@ -70,12 +70,34 @@ impl Room {
         self.rows + rows <= 2 * self.seats.max(rows)
     }
 
+    /// The room of a class in which nothing runs.
+    fn empty(class: Class, seats: usize) -> Self {
+        // Its work is not known yet, but it has only just begun.
+        Self { class, rows: 0, seats, left: f64::INFINITY, nearest: usize::MAX, owners: HashMap::new() }
+    }
+
     fn join(&mut self, entry: &Entry) {
         self.rows += entry.rows;
         self.nearest = self.nearest.min(entry.steps);
         let highest = self.owners.entry(Arc::clone(&entry.owner)).or_insert(entry.priority);
         *highest = entry.priority.max(*highest);
     }
+}
+
+/// The room of a class that has the fewest rows beyond its seats, if there is one.
+fn roomiest(rooms: &[Room], class: Class) -> Option<usize> {
+    let of_class = (0..rooms.len()).filter(|&room| rooms[room].class == class);
+    of_class.min_by_key(|&room| rooms[room].rows.saturating_sub(rooms[room].seats))
+}
+
+/// Gives a picture of `entry` that was let in, and has not joined yet, its seats in the room that it will join as far as can
+/// be told.
+pub(super) fn reserve(rooms: &mut Vec<Room>, entry: &Entry, seats: impl Fn(Class) -> usize) {
+    let room = roomiest(rooms, entry.class).unwrap_or_else(|| {
+        rooms.push(Room::empty(entry.class, seats(entry.class)));
+        rooms.len() - 1
+    });
+    rooms[room].join(entry);
 }
 
 /// The jobs whose next pictures join now, in order; a job comes once for each picture.
@@ -106,9 +128,7 @@ pub(super) fn admit(
         }
         // Several groups have one class where context lengths differ; which one it will be shows only when it has
         // begun.
-        let group = (0..rooms.len())
-            .filter(|&room| rooms[room].class == entry.class)
-            .min_by_key(|&room| rooms[room].rows.saturating_sub(rooms[room].seats));
+        let group = roomiest(&rooms, entry.class);
         let admits = match group {
             _ if !open(entry.class.model) => false,
             Some(room) if ahead.is_some() => {
@@ -129,9 +149,7 @@ pub(super) fn admit(
         };
         if admits {
             let room = group.unwrap_or_else(|| {
-                let (class, seats, owners) = (entry.class, seats(entry.class), HashMap::new());
-                // Its work is not known yet, but it has only just begun.
-                rooms.push(Room { class, rows: 0, seats, left: f64::INFINITY, nearest: usize::MAX, owners });
+                rooms.push(Room::empty(entry.class, seats(entry.class)));
                 rooms.len() - 1
             });
             rooms[room].join(entry);
@@ -278,6 +296,20 @@ mod tests {
         assert_eq!(admit(&waiting, vec![full], 4, |_| true, |_| 4), [0]);
         let full = Room { nearest: 39, ..room(64, 4, 4, 1.0, "a") };
         assert_eq!(admit(&waiting, vec![full], 4, |_| true, |_| 4), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn what_is_being_prepared_has_its_seats() {
+        let pending = entry("b", Priority::High, 64, 2);
+        let mut rooms = vec![room(64, 2, 4, 1.0, "a")];
+        reserve(&mut rooms, &pending, |_| 8);
+        let taken = Room { rows: 4, owners: HashMap::from([("b".into(), Priority::High)]), ..rooms[0].clone() };
+        assert_eq!((rooms.len(), rooms[0].rows, rooms[0].owners["b"]), (1, 4, Priority::High));
+        // Nobody of its own owner finds a seat any more, and where its class has no room yet, it has opened one.
+        let waiting = list([entry("b", Priority::High, 64, 2)]);
+        assert_eq!(admit(&waiting, vec![taken], 4, |_| true, |_| 8), [] as [u64; 0]);
+        reserve(&mut rooms, &Entry { class: class(128), ..pending }, |_| 8);
+        assert_eq!((rooms.len(), rooms[1].rows, rooms[1].seats), (2, 2, 8));
     }
 
     #[test]

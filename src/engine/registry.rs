@@ -222,7 +222,7 @@ impl Engine {
         let expected: BTreeSet<usize> = started.filter_map(|job| Some(job.second?.model)).collect();
         for place in 0..self.models.len() {
             let waiting = self.waiting.highest(place);
-            let busy = busy.contains(&place) || self.decoder.of(place) > 0;
+            let busy = busy.contains(&place) || self.preparers.of(place) || self.decoder.of(place) > 0;
             let model = &mut self.models[place];
             if matches!(model.state, State::Ready) {
                 (model.asked, model.wanted) = (None, None);

@@ -2,7 +2,7 @@
 //!
 //! A round takes the news, drops what was called off, lets in who may join, and makes one model call. All state is
 //! this thread's own; others see it by the events and snapshots that it sends. Nothing here waits while a row could
-//! be stepped.
+//! be stepped, but for a moment for pictures that are about to be ready to join.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use easel_models::{Pipeline, Stage};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::batch::Groups;
@@ -22,6 +23,7 @@ use super::ledger::{Ledger, Shape};
 use super::loader::Listener;
 use super::memory::Memory;
 use super::meters::{self, Meters};
+use super::prepare::Preparers;
 use super::registry::Model;
 use super::waiting::{Class, Entry, Waiting};
 use super::watch::MemoryWatch;
@@ -43,9 +45,10 @@ pub(super) struct Engine {
     pub(super) groups: Groups,
     /// Latent shapes of the classes begun so far.
     pub(super) shapes: HashMap<Class, [usize; 3]>,
-    pub(super) embeddings: Embeddings,
+    pub(super) embeddings: Arc<Mutex<Embeddings>>,
     pub(super) costs: Costs,
     pub(super) memory: Memory,
+    pub(super) preparers: Preparers,
     pub(super) decoder: Decoder,
     pub(super) meters: Meters,
     pub(super) publish: watch::Sender<Arc<QueueSnapshot>>,
@@ -77,7 +80,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Puts the engine together and starts its decoder.
+    /// Puts the engine together and starts its preparers and its decoder.
     ///
     /// # Errors
     /// When the system has no thread to give.
@@ -86,10 +89,14 @@ impl Engine {
         options: EngineOptions,
         inbox: Receiver<Message>,
         publish: watch::Sender<Arc<QueueSnapshot>>,
-        report: impl Fn(Report) -> bool + Send + 'static,
+        report: impl Fn(Message) -> bool + Send + Clone + 'static,
         loader: Listener,
     ) -> std::io::Result<Self> {
-        let decoder = Decoder::start(models.iter().map(|(_, model)| Arc::clone(model)).collect(), report)?;
+        let embeddings = Arc::new(Mutex::new(Embeddings::new(options.embedding_cache_bytes)));
+        let pipelines: Vec<_> = models.iter().map(|(_, model)| Arc::clone(model)).collect();
+        let prepared = report.clone();
+        let preparers = Preparers::start(&pipelines, &embeddings, move |news| prepared(Message::Preparer(news)))?;
+        let decoder = Decoder::start(pipelines, move |news| report(Message::Decoder(news)))?;
         let meters = Meters::new(models.iter().map(|(name, _)| name.as_str()));
         let mut engine = Self {
             models: models.into_iter().map(|(name, pipeline)| Model::new(name, pipeline)).collect(),
@@ -99,7 +106,7 @@ impl Engine {
             waiting: Waiting::default(),
             groups: Groups::default(),
             shapes: HashMap::new(),
-            embeddings: Embeddings::new(options.embedding_cache_bytes),
+            embeddings,
             costs: Costs::default(),
             memory: Memory::new(options.memory_bytes),
             loader,
@@ -109,6 +116,7 @@ impl Engine {
             ledger: None,
             weighed: (Instant::now(), 0),
             options,
+            preparers,
             decoder,
             meters,
             publish,
@@ -147,6 +155,9 @@ impl Engine {
             self.reside();
             self.note(false);
             self.admit();
+            if !self.groups.is_empty() {
+                self.await_prepared();
+            }
             if self.groups.is_empty() {
                 self.tell(true);
                 if !self.wait() {
@@ -210,6 +221,7 @@ impl Engine {
     pub(super) fn handle(&mut self, message: Message) {
         match message {
             Message::Submit(work, submitted) => self.submitted(*work, submitted),
+            Message::Preparer(report) => self.prepared(report),
             Message::Decoder(report) => self.reported(report),
             Message::Model(report) => self.resided(report),
             Message::Command { name, command, answer } => {
@@ -301,12 +313,7 @@ impl Engine {
                 }
             }
             Report::Failed { job, error } => self.fail(job, error),
-            Report::Quiet { go, done } => {
-                // Ends when the decoder drops its side, which it does however the decoding ends.
-                if go.send(()).is_ok() {
-                    let _ = done.recv();
-                }
-            }
+            Report::Quiet(quiet) => quiet.grant(),
         }
     }
 
@@ -380,8 +387,9 @@ impl Engine {
         }
         self.note(true);
         self.tell(true);
-        // A decoder that waits for an answer must see that none comes.
+        // A preparer or decoder that waits for an answer must see that none comes.
         drop(self.inbox);
+        self.preparers.finish();
         self.decoder.finish();
         tracing::debug!("the engine has ended");
     }

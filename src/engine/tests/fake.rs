@@ -30,10 +30,13 @@ pub(in crate::engine) struct Fake {
     pub(in crate::engine) call: Duration,
     pub(in crate::engine) row: Duration,
     pub(in crate::engine) decode: Duration,
+    pub(in crate::engine) encode: Duration,
     /// Calls with more rows do not fit.
     pub(in crate::engine) fits: usize,
     /// Decodes that do not fit while denoising happens.
     pub(in crate::engine) decode_needs_quiet: bool,
+    /// Prompts whose encoding does not.
+    pub(in crate::engine) encode_needs_quiet: Option<&'static str>,
     /// Calls in which rows of both of these targets meet fail.
     pub(in crate::engine) unbearable: Option<(f32, f32)>,
     pub(in crate::engine) denoising: AtomicUsize,
@@ -72,8 +75,10 @@ impl Fake {
             call: Duration::ZERO,
             row: Duration::ZERO,
             decode: Duration::ZERO,
+            encode: Duration::ZERO,
             fits: usize::MAX,
             decode_needs_quiet: false,
+            encode_needs_quiet: None,
             unbearable: None,
             denoising: AtomicUsize::new(0),
             quiet_broken: AtomicUsize::new(0),
@@ -239,6 +244,10 @@ impl Pipeline for Fake {
         self.encodes.fetch_add(1, Ordering::SeqCst);
         let text = prompt.text.as_deref().unwrap_or_default();
         assert_ne!(text, "panic in encode", "as the prompt says");
+        if self.encode_needs_quiet == Some(text) {
+            self.quiet()?;
+        }
+        std::thread::sleep(self.encode);
         // A long text takes two chunks.
         let tokens = if text.len() > 40 { 8 } else { 4 };
         let states = Tensor::full(target(text), (tokens, 1), &Device::Cpu)?;
@@ -297,13 +306,7 @@ impl Pipeline for Fake {
 
     fn decode(&self, latents: &[Tensor]) -> Result<Vec<RgbImage>> {
         if self.decode_needs_quiet {
-            for _ in 0..20 {
-                if self.denoising.load(Ordering::SeqCst) > 0 {
-                    self.quiet_broken.fetch_add(1, Ordering::SeqCst);
-                    return Err(Error::OutOfMemory("a step is being made".into()));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            self.quiet()?;
         }
         std::thread::sleep(self.decode);
         self.used();
@@ -360,12 +363,24 @@ impl Fake {
         Ok(())
     }
 
+    /// What does not fit while denoising happens: it looks for a while whether it does.
+    fn quiet(&self) -> Result<()> {
+        for _ in 0..20 {
+            if self.denoising.load(Ordering::SeqCst) > 0 {
+                self.quiet_broken.fetch_add(1, Ordering::SeqCst);
+                return Err(Error::OutOfMemory("a step is being made".into()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// Every use of the weights: they must be there, for nobody else may load or unload them meanwhile.
     fn used(&self) {
         assert!(self.weights.resident(), "{} is used without its weights", self.name);
     }
 
-    /// How often a decode met a step.
+    /// How often what needs quiet met a step.
     pub(in crate::engine) fn quiet_broken(&self) -> usize {
         self.quiet_broken.load(Ordering::SeqCst)
     }

@@ -87,16 +87,14 @@ fn a_decode_that_needs_the_device_to_itself_gets_it() {
 }
 
 #[test]
-fn a_slow_decode_does_not_hold_up_the_steps() {
-    let decode = std::time::Duration::from_millis(150);
-    let (engine, fake) = engine(Fake { decode, ..Fake::taking("fake", 2) });
-    let long = ask("long", 50);
+fn an_encoding_that_needs_the_device_to_itself_gets_it() {
+    let (engine, fake) = engine(Fake { encode_needs_quiet: Some("short"), ..Fake::taking("fake", 5) });
+    let long = ask("long", 60);
     let mut running = long.submit(&engine);
     running.until_started();
-    let mut short = ask("short", 2).submit(&engine);
-    short.until(|event| matches!(event, EngineEvent::Progress { step: 2, .. }));
-    let before = fake.calls().len();
-    short.end().unwrap();
-    assert!(fake.calls().len() - before >= 20, "{} steps in the time of one decode", fake.calls().len() - before);
+    let short = ask("short", 3);
+    short.submit(&engine).check(&short);
+    assert_eq!(fake.quiet_broken(), 2, "beside a step, and again without the cached embeddings");
+    assert!(fake.calls_of("long").len() < 60, "the short one waited for the long job");
     running.check(&long);
 }
