@@ -127,9 +127,42 @@ pub struct Abilities {
     /// Pictures that an editing model looks at at once, at most; 0 is as good as 1.
     #[serde(default)]
     pub references: usize,
+    /// What their sides may be.
+    #[serde(skip)]
+    pub reference_sides: ReferenceSides,
     /// `strength` when a request names none, and how it is counted.
     #[serde(default)]
     pub strengths: Strengths,
+}
+
+/// What the sides of a picture may be that an editing model looks at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ReferenceSides {
+    /// Pixels of each, at least.
+    pub least: u32,
+    /// The longer one, in units of the shorter one, at most.
+    pub longest: u32,
+}
+
+impl Default for ReferenceSides {
+    fn default() -> Self {
+        Self { least: 1, longest: u32::MAX }
+    }
+}
+
+impl ReferenceSides {
+    /// Whether a picture of this size can be looked at.
+    pub fn take(&self, size: Size) -> bool {
+        let (short, long) = (size.width.min(size.height), size.width.max(size.height));
+        short >= self.least && long <= short.saturating_mul(self.longest)
+    }
+}
+
+impl std::fmt::Display for ReferenceSides {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "with sides of at least {} pixels", self.least)?;
+        if self.longest < u32::MAX { write!(f, ", one at most {} times the other", self.longest) } else { Ok(()) }
+    }
 }
 
 /// The `strength` of requests with `image` that name none. The default is what diffusers' pipelines of Stable Diffusion

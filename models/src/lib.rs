@@ -23,7 +23,7 @@ pub mod text;
 pub mod weights;
 
 pub use batch_key::{BatchKey, Mismatch};
-pub use card::{Abilities, Fit, ModelCard, Size, Sizes, Strengths};
+pub use card::{Abilities, Fit, ModelCard, ReferenceSides, Size, Sizes, Strengths};
 pub use easel_kernels::{cuda_device, cuda_memory, cuda_name};
 pub use error::{Error, Result};
 pub use image::{GrayImage, RgbImage};

@@ -132,6 +132,7 @@ impl Resolver {
         let mut warnings = std::mem::take(&mut asked.warnings);
         let (model, card) = self.model(asked.model.as_deref())?;
         let task = self.task(&asked, model, card)?;
+        task::fit_to_look_at(&asked, task, card)?;
         if task == Task::Draw && asked.strength.is_some() {
             warnings.push("`strength` has no effect without `image`".into());
         }

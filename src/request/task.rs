@@ -121,6 +121,29 @@ impl Resolver {
     }
 }
 
+/// Refuses pictures whose sides an editing model cannot look at.
+pub(super) fn fit_to_look_at(asked: &GenerationRequest, task: Task, card: &ModelCard) -> Result<(), RequestError> {
+    let sides = card.abilities.reference_sides;
+    // The first is brought to the rendered size where it is started from.
+    let started = match task {
+        Task::Draw => return Ok(()),
+        Task::Start { .. } => 1,
+        Task::Edit => 0,
+    };
+    let looked_at = asked.inputs.images.iter().skip(started);
+    for size in looked_at.map(|image| Size { width: image.width, height: image.height }) {
+        if !sides.take(size) {
+            let wanted = format!("a picture {sides}");
+            return Err(RequestError::InvalidValue {
+                param: fields::IMAGE.name.into(),
+                wanted,
+                asked: format!("one of {size}"),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Refuses more pictures than an editing model looks at.
 fn few_enough(model: &str, card: &ModelCard, images: usize, references: usize) -> Result<(), RequestError> {
     let most = card.abilities.references.max(1);

@@ -1,4 +1,4 @@
-use easel_models::{Abilities, Strengths};
+use easel_models::{Abilities, ReferenceSides, Strengths};
 
 use super::*;
 use crate::config::{Limits, ModelsConfig};
@@ -31,7 +31,10 @@ fn resolver() -> Resolver {
     let models = [
         ("draws", none),
         ("starts", Abilities { image_to_image: true, inpaint: true, strengths, ..none }),
-        ("edits", Abilities { edit: true, references: 3, ..none }),
+        (
+            "edits",
+            Abilities { edit: true, references: 3, reference_sides: ReferenceSides { least: 64, longest: 8 }, ..none },
+        ),
         ("both", Abilities { edit: true, image_to_image: true, inpaint: true, ..none }),
         ("fills", Abilities { inpaint: true, needs_mask: true, ..none }),
         ("refines", Abilities { image_to_image: true, needs_image: true, ..none }),
@@ -66,6 +69,26 @@ fn a_strength_that_leaves_no_step_is_refused_before_there_is_a_job() {
         let error = with("starts", 1, mask, Some(0.0)).unwrap_err();
         assert_eq!(error.param(), "strength");
         assert!(error.to_string().contains("leaves none of"), "{error}");
+    }
+}
+
+#[test]
+fn a_picture_that_cannot_be_looked_at_is_refused_before_there_is_a_job() {
+    let edit = |(width, height)| {
+        resolve(GenerationRequest {
+            model: Some("edits".into()),
+            prompt: Some("p".into()),
+            inputs: Inputs { images: vec![input(300, 200), input(width, height)], mask: None },
+            ..GenerationRequest::default()
+        })
+    };
+    assert!(edit((64, 512)).is_ok());
+    for size in [(63, 300), (64, 513)] {
+        let error = edit(size).unwrap_err();
+        assert_eq!(error.param(), "image");
+        let possible = "with sides of at least 64 pixels, one at most 8 times the other";
+        assert!(error.to_string().contains(possible), "{error}");
+        assert!(error.to_string().contains(&format!("{}x{}", size.0, size.1)), "{error}");
     }
 }
 

@@ -170,6 +170,7 @@ fn card(distilled: bool, multiple: u32, schedulers: &Schedulers) -> ModelCard {
             inpaint: true,
             edit: true,
             references: MOST_REFERENCES,
+            reference_sides: reference::SIDES,
             strengths: Strengths { rule: StrengthRule::Fraction, ..Strengths::default() },
             ..Abilities::default()
         },

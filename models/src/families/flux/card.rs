@@ -130,6 +130,7 @@ pub(super) fn card(class: &str, config: &FluxConfig, vae: &AutoencoderKlConfig, 
             needs_mask: task == Task::Fill,
             edit: task == Task::Edit,
             references: if task == Task::Edit { reference::MOST } else { 0 },
+            reference_sides: reference::sides(multiple),
             strengths: Strengths {
                 image_to_image: 0.6,
                 inpaint: if task == Task::Fill { 1.0 } else { 0.6 },

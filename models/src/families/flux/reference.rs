@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::super::latent_space::LatentSpace;
 use super::super::pixels;
 use super::card::MULTIPLE_OF_LATENTS;
-use crate::{Error, Result, RgbImage};
+use crate::{Error, ReferenceSides, Result, RgbImage, Size};
 
 /// Pictures that the model looks at, at most.
 pub(super) const MOST: usize = 1;
@@ -35,15 +35,20 @@ const SIZES: [(u32, u32); 17] = [
     (1568, 672),
 ];
 
+/// The sides of the pictures that it takes: something must be left when they are cut to multiples of `multiple`.
+pub(super) fn sides(multiple: u32) -> ReferenceSides {
+    ReferenceSides { least: multiple, ..ReferenceSides::default() }
+}
+
 /// The size that a picture is looked at in: the one of nearest aspect, its sides cut to multiples of `multiple`.
 ///
 /// As in diffusers, the picture's own sides are cut to such multiples before.
 fn size((width, height): (u32, u32), multiple: u32) -> Result<(u32, u32)> {
     let cut = |side: u32| side / multiple * multiple;
     let (wide, high) = (cut(width), cut(height));
-    if wide == 0 || high == 0 {
-        let message =
-            format!("a picture to look at is {width}x{height}; sides of at least {multiple} pixels are needed");
+    let sides = sides(multiple);
+    if !sides.take(Size { width, height }) {
+        let message = format!("a picture to look at is {width}x{height}; one {sides} is needed");
         return Err(Error::Request { param: "image", message });
     }
     let aspect = f64::from(wide) / f64::from(high);
@@ -85,6 +90,6 @@ mod tests {
         assert_eq!(size((64, 64), 64).unwrap(), (1024, 1024));
         assert_eq!(size((64, 128), 64).unwrap(), (704, 1408));
         let error = size((15, 400), 16).unwrap_err().to_string();
-        assert_eq!(error, "image: a picture to look at is 15x400; sides of at least 16 pixels are needed");
+        assert_eq!(error, "image: a picture to look at is 15x400; one with sides of at least 16 pixels is needed");
     }
 }

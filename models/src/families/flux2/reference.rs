@@ -1,13 +1,12 @@
 //! The pictures that the model looks at, as the reference prepares them.
 
-use crate::{Error, Result, RgbImage};
+use crate::{Error, ReferenceSides, Result, RgbImage, Size};
 
 /// Larger pictures are brought to this many pixels.
 const MOST_PIXELS: u64 = 1024 * 1024;
 
-/// The least side, and the longest side in units of the shorter one.
-const LEAST_SIDE: u32 = 64;
-const LONGEST: f64 = 8.0;
+/// The sides of the pictures that it takes.
+pub(super) const SIDES: ReferenceSides = ReferenceSides { least: 64, longest: 8 };
 
 /// A picture of a size that the model takes: no more than a megapixel, its sides multiples of `multiple`, cut evenly on
 /// both sides.
@@ -16,17 +15,9 @@ const LONGEST: f64 = 8.0;
 /// When the picture is too small or too slender.
 pub(super) fn prepare(image: &RgbImage, multiple: u32) -> Result<RgbImage> {
     let RgbImage { width, height, .. } = *image;
-    let refuse = |message: String| Err(Error::Request { param: "image", message });
-    if width.min(height) < LEAST_SIDE {
-        return refuse(format!(
-            "a picture to look at is {width}x{height}; at least {LEAST_SIDE} pixels a side are needed"
-        ));
-    }
-    let slenderness = f64::from(width.max(height)) / f64::from(width.min(height));
-    if slenderness > LONGEST {
-        return refuse(format!(
-            "a picture to look at is {width}x{height}; one side may be at most {LONGEST} times the other"
-        ));
+    if !SIDES.take(Size { width, height }) {
+        let message = format!("a picture to look at is {width}x{height}; one {SIDES} is needed");
+        return Err(Error::Request { param: "image", message });
     }
     let pixels = u64::from(width) * u64::from(height);
     let resized;
@@ -76,7 +67,9 @@ mod tests {
     #[test]
     fn a_tiny_or_slender_picture_is_told_what_is_possible() {
         let told = |width, height| prepare(&picture(width, height), 16).unwrap_err().to_string();
-        assert_eq!(told(63, 100), "image: a picture to look at is 63x100; at least 64 pixels a side are needed");
-        assert_eq!(told(64, 513), "image: a picture to look at is 64x513; one side may be at most 8 times the other");
+        let possible = "one with sides of at least 64 pixels, one at most 8 times the other is needed";
+        assert_eq!(told(63, 100), format!("image: a picture to look at is 63x100; {possible}"));
+        assert_eq!(told(64, 513), format!("image: a picture to look at is 64x513; {possible}"));
+        assert!(prepare(&picture(64, 512), 16).is_ok());
     }
 }
