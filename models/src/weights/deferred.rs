@@ -5,7 +5,8 @@ use std::sync::Arc;
 use easel_kernels::SharedBytes;
 use parking_lot::Mutex;
 
-use super::repository::{Beginning, Bytes, Repository};
+use super::files::{Beginning, Bytes};
+use super::repository::Repository;
 use crate::{Error, Result};
 
 /// A file that is mapped, or fetched from the hub first, when its bytes are needed.

@@ -21,7 +21,8 @@ use self::cache::RepoCache;
 use self::failure::Failure;
 use self::name::HubName;
 use self::remote::{FileInfo, Remote, Revision};
-use super::repository::{Beginning, Bytes, Files, MODEL_INDEX};
+use super::files::{Beginning, Bytes, Files};
+use super::repository::MODEL_INDEX;
 use super::safetensors;
 use crate::{Error, Loading, Result};
 

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::files::Folder;
 use super::gguf::GgufSource;
 use super::layouts;
-use super::repository::{Folder, Repository};
+use super::repository::Repository;
 use super::safetensors::{Index, SafetensorsSource, is_pickle, refuse_pickle};
 use super::tensors::TensorSource;
 use crate::{Error, Result};

@@ -22,9 +22,10 @@ pub(super) use neighbours::neighbours;
 use recipes::{Part, Recipe, merged, recognise};
 use tokenizers::Tokenizer;
 
+use super::files::{Bytes, Files, Folder};
 use super::layouts::LaidOut;
 use super::part_files;
-use super::repository::{Bytes, Files, Folder, MODEL_INDEX, Repository};
+use super::repository::{MODEL_INDEX, Repository};
 use super::tensors::TensorSource;
 use crate::{Error, Result};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::weights::repository::Bytes;
+use crate::weights::files::Bytes;
 
 /// CLIP's merges in their order: two ids of two bytes each, the lower byte first.
 ///
