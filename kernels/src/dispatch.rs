@@ -13,6 +13,7 @@ static PLAIN: LazyLock<bool> =
 
 thread_local! {
     static PLAIN_HERE: Cell<bool> = const { Cell::new(false) };
+    static DIRECT_HERE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether the plain forms are forced, by the environment or on this thread.
@@ -32,6 +33,25 @@ pub fn with_plain_forms<T>(body: impl FnOnce() -> T) -> T {
     }
     let _restore = Restore(PLAIN_HERE.replace(true));
     body()
+}
+
+/// Runs `body`, in which layers that are made keep the direct form of convolution on the CPU: for benches and tests, to
+/// compare Winograd's form with.
+pub fn with_direct_convolutions<T>(body: impl FnOnce() -> T) -> T {
+    /// Puts the former choice back, also when `body` panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            DIRECT_HERE.set(self.0);
+        }
+    }
+    let _restore = Restore(DIRECT_HERE.replace(true));
+    body()
+}
+
+/// Whether convolutions are to be direct on this thread.
+pub(crate) fn direct_convolutions() -> bool {
+    DIRECT_HERE.get()
 }
 
 /// The function `$name` of the form that is to compute `$x`: of the first module that takes it, or the plain one. All of

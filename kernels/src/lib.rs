@@ -45,7 +45,7 @@ pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use count::counted;
 pub use cpu::{on_pool, weight_bytes};
 pub use device::{cuda_device, cuda_memory, cuda_name};
-pub use dispatch::{plain_forms, with_plain_forms};
+pub use dispatch::{plain_forms, with_direct_convolutions, with_plain_forms};
 pub use group_norm::GroupNorm;
 pub use layer_norm::{LayerNorm, RmsNorm};
 pub use linear::Linear;

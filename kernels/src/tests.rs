@@ -66,6 +66,13 @@ fn cases() -> Result<Vec<Case>> {
         ([1, 1, 4], 4, (3, 3), 1, Padding::same(1)),
         ([4, 4, 600], 9, (3, 3), 1, Padding::same(1)),
         ([3, 40, 4], 64, (3, 3), 1, Padding::same(1)),
+        // Those with sixteen channels or more on both sides are Winograd's: images of one pixel and one line, sides that are
+        // no multiple of a tile's, and more channels than are summed in one go.
+        ([1, 1, 16], 16, (3, 3), 1, Padding::same(1)),
+        ([1, 11, 40], 24, (3, 3), 1, Padding::same(1)),
+        ([13, 2, 64], 49, (3, 3), 1, padding(2, 0, 1, 3)),
+        ([7, 6, 17], 100, (3, 3), 1, Padding::default()),
+        ([5, 4, 700], 20, (3, 3), 1, Padding::same(1)),
     ] {
         let weight = noise(4, (out, image[2], kernel.0, kernel.1))?;
         let config = Conv2dConfig { stride, padding };

@@ -14,7 +14,7 @@ use super::{
     buffer::{Target, filled, room},
     math::{self, EXP_LOW},
     pool::{collect, tasks},
-    product::{Block, Packed, Rows, Start},
+    product::{Block, PASS_DEPTH, Packed, Rows, Start},
     product_bf16,
     simd::{dispatch, load, store},
     tensor, with_values,
@@ -150,7 +150,7 @@ unsafe fn query_block(
         // SAFETY: the pointers are at `d` scaled values, and the scores have room for `keys` of each query.
         unsafe {
             let (right, to) = (&block.keys, scores.as_mut_ptr());
-            Block { rows, right, panels, start: Start::Bias(None), to, stride: widest }.compute();
+            Block { rows, right, panels, start: Start::Bias(None), pass: PASS_DEPTH, to, stride: widest }.compute();
         }
         for query in 0..count {
             let scores = &mut scores[query * widest..][..keys];
@@ -171,7 +171,8 @@ unsafe fn query_block(
         let start = if index == 0 { Start::Bias(None) } else { Start::Result };
         // SAFETY: the pointers are at `keys` scores, and the sums have room for `d` values of each query.
         unsafe {
-            Block { rows, right: &block.values, panels, start, to: sums.as_mut_ptr(), stride: d }.compute();
+            Block { rows, right: &block.values, panels, start, pass: PASS_DEPTH, to: sums.as_mut_ptr(), stride: d }
+                .compute();
         }
     }
     for query in 0..count {

@@ -1,20 +1,34 @@
-//! Convolution: the product of one tap for each place of the window, without im2col.
+//! Convolution: the product of one tap for each place of the window, without im2col; or Winograd's form of it.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use half::bf16;
 
-use super::{linear::Right, product::multiply, product_bf16, tensor, with_bf16, with_values};
-use crate::Conv2dConfig;
+use super::{
+    element::{Element, in_own_type},
+    linear::Right,
+    product::multiply,
+    product_bf16, tensor,
+    winograd::{Sizes, Tile, Winograd},
+    with, with_bf16, with_values,
+};
+use crate::{Conv2dConfig, dispatch::direct_convolutions};
 
-/// The packed weight (kh · kw · in, out) and the bias (out).
+/// The packed weight and the bias (out).
 #[derive(Debug, Clone)]
 pub(crate) struct Conv2d {
-    weight: Right,
+    weight: Weight,
     bias: Option<Vec<f32>>,
     config: Conv2dConfig,
     kernel: (usize, usize),
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    /// (kh · kw · in, out).
+    Taps(Right),
+    Winograd(Arc<Winograd>),
 }
 
 /// The sizes of one convolution.
@@ -34,22 +48,29 @@ impl Conv2d {
     pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, config: Conv2dConfig) -> Result<Self> {
         let (out, channels, kh, kw) = weight.dims4()?;
         let taps = kh * kw;
-        let weight = Right::new(weight, channels, (taps * channels, out), |depth, column| {
-            let (tap, channel) = (depth / channels, depth % channels);
-            (column * channels + channel) * taps + tap
-        })?;
+        let weight = match tile(&[out, channels, kh, kw], config.stride, weight.dtype()) {
+            Some(tile) => Weight::Winograd(Arc::new(Winograd::new(weight, tile)?)),
+            None => Weight::Taps(Right::new(weight, channels, (taps * channels, out), |depth, column| {
+                let (tap, channel) = (depth / channels, depth % channels);
+                (column * channels + channel) * taps + tap
+            })?),
+        };
         let bias = bias.map(|bias| with_values(bias, |values| Ok(values.to_vec()))).transpose()?;
         Ok(Self { weight, bias, config, kernel: (kh, kw) })
     }
 
     /// `x` (b, h, w, in) to (b, h', w', out).
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let weight = match &self.weight {
+            Weight::Winograd(weight) => return in_own_type!(x, winograd(self, weight, x)),
+            Weight::Taps(weight) => weight,
+        };
         let (b, h, w, channels) = x.dims4()?;
         let result = self.config.output_size((h, w), self.kernel)?;
         let (pixels, taps) = (b * result.0 * result.1, self.kernel.0 * self.kernel.1);
-        let shape = (b, result.0, result.1, self.weight.columns());
+        let shape = (b, result.0, result.1, weight.columns());
         let bias = self.bias.as_deref();
-        match &self.weight {
+        match weight {
             Right::F32(weight) => with_values(x, |values| {
                 let beyond = vec![0.0; channels];
                 let geometry = self.geometry((h, w), result, values, &beyond);
@@ -80,6 +101,23 @@ impl Conv2d {
         let (config, kernel, channels) = (self.config, self.kernel, beyond.len());
         Geometry { config, kernel, image, result, channels, values, beyond }
     }
+}
+
+/// Winograd's tile for a layer, if that is how it is computed. It is not where the direct form multiplies in bf16: the
+/// transformed values would have to be rounded to that, too.
+pub(super) fn tile(shape: &[usize], stride: usize, dtype: DType) -> Option<Tile> {
+    let in_bf16 = || dtype == DType::BF16 && product_bf16::takes(shape[1]);
+    Tile::of(shape, stride).filter(|_| !in_bf16() && !direct_convolutions())
+}
+
+fn winograd<E: Element>(conv: &Conv2d, weight: &Winograd, x: &Tensor) -> Result<Tensor> {
+    let (images, h, w, _) = x.dims4()?;
+    let result = conv.config.output_size((h, w), conv.kernel)?;
+    let padding = (conv.config.padding.top, conv.config.padding.left);
+    let y = with(x, |values: &[E]| {
+        Ok(weight.convolve(values, Sizes { images, image: (h, w), result, padding }, conv.bias.as_deref()))
+    })?;
+    tensor(y, (images, result.0, result.1, weight.columns()), x)
 }
 
 impl<T> Geometry<'_, T> {

@@ -28,6 +28,7 @@ mod product;
 mod product_bf16;
 mod rope;
 mod simd;
+mod winograd;
 
 use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
@@ -50,14 +51,22 @@ pub(crate) fn takes(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) && !plain_forms()
 }
 
-/// Bytes that a layer keeps for each of its weights of type `dtype` on `device`.
+/// Bytes that a layer keeps for weights of this shape and type on `device`, at most: a convolution of 3x3 may keep
+/// transformed weights on the CPU, of which there are more.
 #[must_use]
-pub fn weight_bytes(dtype: DType, device: &Device) -> usize {
-    match dtype {
-        DType::BF16 if device.is_cpu() && !plain_forms() && product_bf16::available() => 2,
-        // The other products on the CPU are in f32, and so are the plain forms' there.
-        _ if device.is_cpu() => 4,
-        _ => dtype.size_in_bytes(),
+pub fn weight_bytes(shape: &[usize], dtype: DType, device: &Device) -> usize {
+    let values = shape.iter().product::<usize>();
+    if !device.is_cpu() {
+        return values * dtype.size_in_bytes();
+    }
+    // The plain forms on the CPU are in f32, and so are the other products there.
+    if plain_forms() {
+        return 4 * values;
+    }
+    match conv2d::tile(shape, 1, dtype) {
+        Some(tile) => 4 * values / 9 * tile.places(),
+        None if dtype == DType::BF16 && product_bf16::available() => 2 * values,
+        None => 4 * values,
     }
 }
 

@@ -7,8 +7,9 @@
 //! Algorithm", 2019), and a linear layer is the case of one tap.
 //!
 //! An element is summed by fused multiply-adds over the whole depth (taps ·
-//! channels) in ascending order, whatever tile of the result it falls into. Its
-//! bits therefore depend on its own row and column only.
+//! channels) in ascending order, in passes that are summed by themselves and
+//! then added, whatever tile of the result it falls into. Its bits therefore
+//! depend on its own row and column only.
 
 use pulp::{Simd, WithSimd};
 
@@ -20,9 +21,9 @@ use super::{
 
 /// The vectors in a panel, at most. Eight rows of three vectors are 24 sums, which with three loaded vectors and one
 /// broadcast value fill 28 of 32 registers; four rows fill 16 of 16.
-const PANEL_VECTORS: usize = 3;
+pub(super) const PANEL_VECTORS: usize = 3;
 /// The depth of one pass over the rows of a block: its part of a panel stays in the second cache from row to row.
-const PASS_DEPTH: usize = 1280;
+pub(super) const PASS_DEPTH: usize = 1280;
 
 /// The rows of one task.
 const BLOCK_ROWS: usize = 64;
@@ -85,6 +86,13 @@ impl Packed {
         self.columns.div_ceil(self.lanes).div_ceil(PANEL_VECTORS)
     }
 
+    /// The columns of a panel.
+    pub(super) fn columns_of(&self, panel: usize) -> std::ops::Range<usize> {
+        let panel = self.panel(panel);
+        let first = panel.first * self.lanes;
+        first..self.columns.min(first + panel.vectors * self.lanes)
+    }
+
     /// The panels differ by one vector at most, so that none is a thin rest.
     fn panel(&self, index: usize) -> Panel {
         let (vectors, panels) = (self.columns.div_ceil(self.lanes), self.panels());
@@ -143,8 +151,9 @@ pub(super) unsafe fn multiply_into(
         let panels = panels * part / parts..panels * (part + 1) / parts;
         // SAFETY: the pointers are as the caller promised, and the tasks' rows and panels do not overlap.
         unsafe {
-            let to = target.at(range.start * stride);
-            Block { rows, right, panels, start: Start::Bias(bias), to, stride }.compute();
+            let column = panels.clone().next().map_or(0, |first| right.columns_of(first).start);
+            let to = target.at(range.start * stride + column);
+            Block { rows, right, panels, start: Start::Bias(bias), pass: PASS_DEPTH, to, stride }.compute();
         }
     });
 }
@@ -177,7 +186,9 @@ pub(super) struct Block<'a> {
     pub(super) right: &'a Packed,
     pub(super) panels: std::ops::Range<usize>,
     pub(super) start: Start<'a>,
-    /// The first row's first column (of all columns, not of the panels').
+    /// The depth of one pass over the rows. Each pass is summed by itself, and added to those before.
+    pub(super) pass: usize,
+    /// The first row's first column of the panels'.
     pub(super) to: *mut f32,
     /// The values from a row of the result to the next.
     pub(super) stride: usize,
@@ -209,12 +220,12 @@ impl WithSimd for Block<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (taps, channels) = (self.rows.taps, self.rows.channels);
-        let taps_per_pass = (PASS_DEPTH / channels.max(1)).max(1);
+        let taps_per_pass = (self.pass / channels.max(1)).max(1);
         let mut start = self.start;
         for tap in (0..taps).step_by(taps_per_pass) {
             let taps = tap..taps.min(tap + taps_per_pass);
-            for channel in (0..channels).step_by(PASS_DEPTH) {
-                let pass = Pass { taps: taps.clone(), channel, channels: PASS_DEPTH.min(channels - channel) };
+            for channel in (0..channels).step_by(self.pass) {
+                let pass = Pass { taps: taps.clone(), channel, channels: self.pass.min(channels - channel) };
                 self.pass(simd, &pass, start);
                 start = Start::Result;
             }
@@ -226,8 +237,11 @@ impl Block<'_> {
     #[inline(always)]
     fn pass<S: Simd>(&self, simd: S, pass: &Pass, start: Start) {
         let many = if S::REGISTER_COUNT >= 32 { 8 } else { 4 };
+        let origin = self.panels.clone().next().map_or(0, |first| self.right.panel(first).first);
         for index in self.panels.clone() {
             let panel = self.right.panel(index);
+            // SAFETY: the panel's columns lie in the result's rows.
+            let to = unsafe { self.to.add((panel.first - origin) * S::F32_LANES) };
             let mut row = 0;
             while row < self.rows.count {
                 let left = self.rows.count - row;
@@ -235,18 +249,18 @@ impl Block<'_> {
                 // SAFETY: `compute` was promised what `tile` asks for, and `row + rows` is within the rows.
                 unsafe {
                     match (rows, panel.vectors) {
-                        (8, 3) => self.tile::<S, 8, 3>(simd, pass, panel, row, start),
-                        (8, 2) => self.tile::<S, 8, 2>(simd, pass, panel, row, start),
-                        (8, _) => self.tile::<S, 8, 1>(simd, pass, panel, row, start),
-                        (4, 3) => self.tile::<S, 4, 3>(simd, pass, panel, row, start),
-                        (4, 2) => self.tile::<S, 4, 2>(simd, pass, panel, row, start),
-                        (4, _) => self.tile::<S, 4, 1>(simd, pass, panel, row, start),
-                        (2, 3) => self.tile::<S, 2, 3>(simd, pass, panel, row, start),
-                        (2, 2) => self.tile::<S, 2, 2>(simd, pass, panel, row, start),
-                        (2, _) => self.tile::<S, 2, 1>(simd, pass, panel, row, start),
-                        (_, 3) => self.tile::<S, 1, 3>(simd, pass, panel, row, start),
-                        (_, 2) => self.tile::<S, 1, 2>(simd, pass, panel, row, start),
-                        _ => self.tile::<S, 1, 1>(simd, pass, panel, row, start),
+                        (8, 3) => self.tile::<S, 8, 3>(simd, pass, panel, row, to, start),
+                        (8, 2) => self.tile::<S, 8, 2>(simd, pass, panel, row, to, start),
+                        (8, _) => self.tile::<S, 8, 1>(simd, pass, panel, row, to, start),
+                        (4, 3) => self.tile::<S, 4, 3>(simd, pass, panel, row, to, start),
+                        (4, 2) => self.tile::<S, 4, 2>(simd, pass, panel, row, to, start),
+                        (4, _) => self.tile::<S, 4, 1>(simd, pass, panel, row, to, start),
+                        (2, 3) => self.tile::<S, 2, 3>(simd, pass, panel, row, to, start),
+                        (2, 2) => self.tile::<S, 2, 2>(simd, pass, panel, row, to, start),
+                        (2, _) => self.tile::<S, 2, 1>(simd, pass, panel, row, to, start),
+                        (_, 3) => self.tile::<S, 1, 3>(simd, pass, panel, row, to, start),
+                        (_, 2) => self.tile::<S, 1, 2>(simd, pass, panel, row, to, start),
+                        _ => self.tile::<S, 1, 1>(simd, pass, panel, row, to, start),
                     }
                 }
                 row += rows;
@@ -254,7 +268,7 @@ impl Block<'_> {
         }
     }
 
-    /// R rows times a panel of V vectors, all sums in registers.
+    /// R rows times a panel of V vectors, all sums in registers; `to` is the first row's first column of the panel.
     ///
     /// # Safety
     /// As [`Block::compute`]; the rows `row..row + R` must exist.
@@ -265,6 +279,7 @@ impl Block<'_> {
         pass: &Pass,
         panel: Panel,
         row: usize,
+        to: *mut f32,
         start: Start,
     ) {
         let column = panel.first * S::F32_LANES;
@@ -272,29 +287,25 @@ impl Block<'_> {
         // SAFETY: the pointers stay in the panel, the rows' values, the bias and the result, as promised; a broken
         // vector of the bias or the result is read and written only as far as there are columns.
         unsafe {
-            let to = |r: usize, v: usize| self.to.add((row + r) * self.stride + column + v * S::F32_LANES);
+            let to = |r: usize, v: usize| to.add((row + r) * self.stride + v * S::F32_LANES);
             let mut sums = [[simd.splat_f32s(0.0); V]; R];
             for v in 0..V {
                 let left = columns - v * S::F32_LANES;
-                match start {
-                    Start::Bias(None) => {}
-                    Start::Bias(Some(bias)) => {
-                        let bias = load(simd, bias.as_ptr().add(column + v * S::F32_LANES), left);
-                        for sums in &mut sums {
-                            sums[v] = bias;
-                        }
-                    }
-                    Start::Result => {
-                        for (r, sums) in sums.iter_mut().enumerate() {
-                            sums[v] = load(simd, to(r, v), left);
-                        }
+                if let Start::Bias(Some(bias)) = start {
+                    let bias = load(simd, bias.as_ptr().add(column + v * S::F32_LANES), left);
+                    for sums in &mut sums {
+                        sums[v] = bias;
                     }
                 }
             }
             let sums = self.add_products::<S, R, V>(simd, pass, column, row, sums);
-            for (r, sums) in sums.iter().enumerate() {
-                for (v, sum) in sums.iter().enumerate() {
-                    store(simd, to(r, v), columns - v * S::F32_LANES, *sum);
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (v, mut sum) in sums.into_iter().enumerate() {
+                    let left = columns - v * S::F32_LANES;
+                    if let Start::Result = start {
+                        sum = simd.add_f32s(sum, load(simd, to(r, v), left));
+                    }
+                    store(simd, to(r, v), left, sum);
                 }
             }
         }

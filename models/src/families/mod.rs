@@ -47,9 +47,9 @@ impl Placement {
     /// The CPU in f32, without a bound on the memory.
     pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, memory: None };
 
-    /// Bytes that a weight takes once it is loaded.
-    fn value_bytes(&self) -> u64 {
-        weight_bytes(self.dtype, &self.device) as u64
+    /// Bytes that weights of this shape take once they are loaded.
+    fn weight_bytes(&self, shape: &[usize]) -> u64 {
+        weight_bytes(shape, self.dtype, &self.device) as u64
     }
 }
 

@@ -22,7 +22,7 @@ impl Opening<'_> {
     /// # Errors
     /// When weights are missing or damaged.
     pub(super) fn part(&self, folder: &str) -> Result<Part> {
-        self.repository.part(folder, self.placement.value_bytes())
+        self.repository.part(folder, |shape| self.placement.weight_bytes(shape))
     }
 
     /// The part in this folder, of which a network loads those tensors whose keys `loads` names.
@@ -30,7 +30,7 @@ impl Opening<'_> {
     /// # Errors
     /// When weights are missing or damaged.
     pub(super) fn part_of(&self, folder: &str, loads: impl Fn(&str) -> bool) -> Result<Part> {
-        self.repository.part_of(folder, self.placement.value_bytes(), loads)
+        self.repository.part_of(folder, |shape| self.placement.weight_bytes(shape), loads)
     }
 
     /// The network that `build` makes of a part's weights, once it is needed.

@@ -238,13 +238,13 @@ impl Repository {
         }
     }
 
-    /// What a part is made of, by its files' headers; loaded, each value takes `value_bytes`, unless it stays in the few bits
-    /// that it is stored in. Whole numbers, such as stored positions, are not counted.
+    /// What a part is made of, by its files' headers; loaded, weights of a shape take `weight_bytes` of it, unless they stay in
+    /// the few bits that they are stored in. Whole numbers, such as stored positions, are not counted.
     ///
     /// # Errors
     /// As [`Repository::tensors`].
-    pub fn part(&self, part: &str, value_bytes: u64) -> Result<Part> {
-        self.part_of(part, value_bytes, |_| true)
+    pub fn part(&self, part: &str, weight_bytes: impl Fn(&[usize]) -> u64) -> Result<Part> {
+        self.part_of(part, weight_bytes, |_| true)
     }
 
     /// [`Self::part`] of a network that loads only those tensors whose keys `loads` names: the others are counted among the
@@ -252,7 +252,12 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Repository::tensors`].
-    pub fn part_of(&self, part: &str, value_bytes: u64, loads: impl Fn(&str) -> bool) -> Result<Part> {
+    pub fn part_of(
+        &self,
+        part: &str,
+        weight_bytes: impl Fn(&[usize]) -> u64,
+        loads: impl Fn(&str) -> bool,
+    ) -> Result<Part> {
         let source = self.weights(part)?;
         let (mut parameters, mut bytes, mut stored) = (0, 0, BTreeSet::new());
         for key in source.keys() {
@@ -263,7 +268,7 @@ impl Repository {
             let table =
                 ["shared.weight", "embed_tokens.weight", "embedding.weight"].iter().any(|end| key.ends_with(end));
             if loads(&key) {
-                bytes += info.kept_bytes().filter(|_| !table).unwrap_or(values * value_bytes);
+                bytes += info.kept_bytes().filter(|_| !table).unwrap_or_else(|| weight_bytes(&info.shape));
             }
             stored.insert(info.dtype);
         }

@@ -96,8 +96,9 @@ impl Cases {
     pub(crate) fn unasked(&self, model: &str, of: impl Fn(&str) -> bool) {
         let predicted = self.pipeline(model, DType::F32).parts().remove(0);
         let repository = Repository::folder(self.folder.join(model)).unwrap();
-        let whole = repository.part(&predicted.name, 4).unwrap();
-        let left = repository.part_of(&predicted.name, 4, of).unwrap().bytes;
+        let in_f32 = |shape: &[usize]| 4 * shape.iter().product::<usize>() as u64;
+        let whole = repository.part(&predicted.name, in_f32).unwrap();
+        let left = repository.part_of(&predicted.name, in_f32, of).unwrap().bytes;
         assert!(left > 0, "{model} has no such tensors");
         assert_eq!((predicted.parameters, predicted.bytes), (whole.parameters, whole.bytes - left), "{model}");
     }

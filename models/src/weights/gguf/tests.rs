@@ -68,6 +68,10 @@ fn open(bytes: &[u8]) -> Result<GgufSource> {
     GgufSource::open(&Repository::folder(dir.path()).unwrap(), "transformer/model-Q4_K.gguf")
 }
 
+fn in_f32(shape: &[usize]) -> u64 {
+    4 * shape.iter().product::<usize>() as u64
+}
+
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -128,7 +132,7 @@ fn a_part_of_a_folder_may_be_a_gguf_file() {
     let file = File::default().tensor("x.weight", &[6, 512], 12, bytes.clone()).tensor("x.bias", &[6], 0, vec![0; 24]);
     let dir = folder(&file.bytes());
     let repository = Repository::folder(dir.path()).unwrap();
-    let part = repository.part("transformer", 4).unwrap();
+    let part = repository.part("transformer", in_f32).unwrap();
     assert_eq!((part.parameters, part.bytes), (6 * 512 + 6, bytes.len() as u64 + 24));
     assert_eq!(part.stored, ["F32", "Q4_K"]);
     let weights = repository.tensors("transformer", DType::F32, &Device::Cpu).unwrap();
@@ -139,7 +143,7 @@ fn a_part_of_a_folder_may_be_a_gguf_file() {
     assert_eq!(wrong, "transformer/model-Q4_K.gguf: x.weight has shape [6, 512]; [6, 256] is expected");
 
     std::fs::copy(dir.path().join("transformer/model-Q4_K.gguf"), dir.path().join("transformer/b.gguf")).unwrap();
-    let two = repository.part("transformer", 4).unwrap_err().to_string();
+    let two = repository.part("transformer", in_f32).unwrap_err().to_string();
     assert!(two.contains("one GGUF file is expected"), "{two}");
 }
 
@@ -252,7 +256,7 @@ fn blocks_and_bytes_have_the_values_of_the_reference() {
             let expected = f32::from_bits(expected as u32);
             assert!(*found == expected || found.is_nan() && expected.is_nan(), "{name}: {found} {expected}");
         }
-        assert_eq!(repository.part("unet", 4).unwrap().bytes, 256);
+        assert_eq!(repository.part("unet", in_f32).unwrap().bytes, 256);
     }
 }
 
@@ -275,5 +279,5 @@ fn fused_projections_split_as_they_are_stored() {
         assert_eq!(values(&kept.dequantize().unwrap()), expected[at * 4096..(at + 1) * 4096], "{name}");
         assert_eq!(values(&weights.get(&name, &[64, 64]).unwrap()), expected[at * 4096..(at + 1) * 4096], "{name}");
     }
-    assert_eq!(repository.part("transformer", 4).unwrap().bytes, 192 * 64 / 32 * 34 + 4 * (256 + 16));
+    assert_eq!(repository.part("transformer", in_f32).unwrap().bytes, 192 * 64 / 32 * 34 + 4 * (256 + 16));
 }
