@@ -293,8 +293,8 @@ fn bf16_cases() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-#[test]
-fn a_product_of_bf16_weights_gives_what_the_plain_form_gives_to_their_precision() -> Result<()> {
+/// Holds the layers of bf16 weights to the plain form, and each row to itself alone.
+fn assert_bf16_products() -> Result<()> {
     let (fast, plain) = (bf16_cases()?, with_plain_forms(bf16_cases)?);
     for (fast, plain) in fast.iter().zip(&plain) {
         let x = inputs(fast, 3)?.iter().map(|x| x.to_dtype(DType::BF16)).collect::<Result<Vec<_>>>()?;
@@ -311,6 +311,29 @@ fn a_product_of_bf16_weights_gives_what_the_plain_form_gives_to_their_precision(
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_product_of_bf16_weights_gives_what_the_plain_form_gives_to_their_precision() -> Result<()> {
+    assert_bf16_products()
+}
+
+#[test]
+fn a_product_of_bf16_weights_in_tiles_gives_what_the_plain_form_gives_to_their_precision() -> Result<()> {
+    cpu::with_tiles(assert_bf16_products)
+}
+
+#[test]
+fn attention_in_tiles_gives_what_f32_gives_to_the_precision_of_bf16() -> Result<()> {
+    let cases: Vec<Case> = cases()?.into_iter().filter(|case| case.name.contains("attention")).collect();
+    for case in &cases {
+        let half = inputs(case, 1)?.iter().map(|x| x.to_dtype(DType::BF16)).collect::<Result<Vec<_>>>()?;
+        let y = cpu::with_tiles(|| (case.run)(&half))?;
+        let rounded = half.iter().map(|x| x.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+        let distance = distance(&y, &(case.run)(&rounded)?)?;
+        assert!(distance < 4e-3, "{}: {distance}", case.name);
+    }
+    cpu::with_tiles(|| assert_rows_stand_alone(&cases, DType::BF16))
 }
 
 /// Weights in few bits, with the same in f32.

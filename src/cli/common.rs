@@ -142,6 +142,9 @@ pub(super) fn placement(config: &ModelsConfig) -> Result<Placement, CliError> {
             return Err(CliError::Usage(format!("models.dtype is {other:?}; it can be auto, f32, bf16 or f16")));
         }
     };
+    if device.is_cpu() && dtype == DType::BF16 {
+        tracing::info!(by = easel_models::bf16_products(), "the processor multiplies bf16");
+    }
     let memory = config.weights_gib.map(gib).or_else(|| weights_bytes(&device));
     Ok(Placement { device, dtype, memory })
 }

@@ -70,8 +70,10 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: 
 fn masked(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<&Mask>) -> Result<Tensor> {
     let ((b, n, width), m) = (q.dims3()?, k.dim(1)?);
     let d = width / heads;
-    if q.dtype() == DType::BF16 && product_bf16::takes(d) {
-        return attention_bf16::attention(q, k, v, heads, mask);
+    if q.dtype() == DType::BF16
+        && let Some(form) = product_bf16::form(d)
+    {
+        return attention_bf16::attention(form, q, k, v, heads, mask);
     }
     with_values(q, |queries| {
         with_values(k, |keys| {

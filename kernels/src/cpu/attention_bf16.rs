@@ -13,7 +13,7 @@ use super::{
     attention::{KEYS, Mask, PACKING, QUERIES},
     buffer::{Target, filled, room},
     pool::{collect, tasks},
-    product_bf16::{self, PackedBf16},
+    product_bf16::{Form, PackedBf16, Sums},
     with_bf16,
 };
 
@@ -40,8 +40,15 @@ impl Head<'_> {
     }
 }
 
-/// As [`super::attention::attention`], for bf16 and heads that [`product_bf16::takes`].
-pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<&Mask>) -> Result<Tensor> {
+/// As [`super::attention::attention`], for bf16 and heads that there is a [`super::product_bf16::form`] for.
+pub(super) fn attention(
+    form: Form,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    mask: Option<&Mask>,
+) -> Result<Tensor> {
     let ((b, n, width), m) = (q.dims3()?, k.dim(1)?);
     let d = width / heads;
     with_bf16(q, |queries| {
@@ -52,7 +59,7 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: 
                     Head { values, width, lines: row * lines..(row + 1) * lines, channels: channel..channel + d }
                 };
                 let blocks: Vec<Vec<KeyBlock>> = collect(b * heads, b * m * width * PACKING, |head| {
-                    pack_head(&of_head(keys, head, m), &of_head(values, head, m), (m, d))
+                    pack_head(form, &of_head(keys, head, m), &of_head(values, head, m), (m, d))
                 });
                 let mut result = room(b * n * width);
                 let target = Target::new(&mut result);
@@ -65,7 +72,10 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: 
                     let offset = (head / heads * n + first) * width + head % heads * d;
                     // SAFETY: the pointers are at `d` values each; the task's queries and head are written by it
                     // alone, and lie within the result.
-                    unsafe { query_block(&table, &blocks[head], mask.as_ref(), d, target.at(offset), width) };
+                    unsafe {
+                        let sums = Sums::new(form);
+                        query_block(sums, &table, &blocks[head], mask.as_ref(), d, target.at(offset), width);
+                    }
                 });
                 // SAFETY: the tasks cover the result.
                 Tensor::from_vec(unsafe { filled(result) }, (b, n, width), q.device())
@@ -75,14 +85,14 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: 
 }
 
 /// Packs the `m` keys and values of a head.
-fn pack_head(keys: &Head, values: &Head, (m, d): (usize, usize)) -> Vec<KeyBlock> {
+fn pack_head(form: Form, keys: &Head, values: &Head, (m, d): (usize, usize)) -> Vec<KeyBlock> {
     let nothing = vec![bf16::ZERO; d];
     let block = |first: usize| {
         let count = KEYS.min(m - first);
         let value = |index: usize| if index < count { values.line(first + index) } else { &nothing };
         KeyBlock {
-            keys: PackedBf16::of_columns(d, count, |index| keys.line(first + index)),
-            values: PackedBf16::of_rows(count.next_multiple_of(2), d, value),
+            keys: PackedBf16::of_columns(form, d, count, |index| keys.line(first + index)),
+            values: PackedBf16::of_rows(form, count.next_multiple_of(2), d, value),
             count,
         }
     };
@@ -92,8 +102,9 @@ fn pack_head(keys: &Head, values: &Head, (m, d): (usize, usize)) -> Vec<KeyBlock
 /// Computes some queries of a head, whose results begin at `to`, `width` values from one to the next.
 ///
 /// # Safety
-/// [`product_bf16::takes`] must be true of `d`, the pointers readable and the result writable for `d` values of each query.
+/// The keys and values must be packed in the form of `multiplier`, the pointers readable and the result writable for `d` values of each query.
 unsafe fn query_block(
+    mut multiplier: Sums,
     queries: &[*const bf16],
     blocks: &[KeyBlock],
     mask: Option<&Mask>,
@@ -111,7 +122,7 @@ unsafe fn query_block(
     let scale = 1.0 / (d as f64).sqrt();
     for (index, block) in blocks.iter().enumerate() {
         // SAFETY: the queries are as the caller promised, and the scores have room for whole vectors of the keys.
-        unsafe { product_bf16::sums(queries, &block.keys, scores.as_mut_ptr(), widest, true) };
+        unsafe { multiplier.add(queries, &block.keys, scores.as_mut_ptr(), widest, true) };
         for query in 0..count {
             let scores = &mut scores[query * widest..][..block.count];
             if let Some(mask) = mask {
@@ -131,7 +142,7 @@ unsafe fn query_block(
         }
         let rows: Vec<*const bf16> = weights.chunks_exact(widest).map(<[bf16]>::as_ptr).collect();
         // SAFETY: the weights are as many as the values, and the sums have room for whole vectors of the channels.
-        unsafe { product_bf16::sums(&rows, &block.values, sums.as_mut_ptr(), pitch, index == 0) };
+        unsafe { multiplier.add(&rows, &block.values, sums.as_mut_ptr(), pitch, index == 0) };
     }
     for (query, (sums, total)) in sums.chunks_exact(pitch).zip(&totals).enumerate() {
         // SAFETY: the caller's promise.

@@ -42,8 +42,11 @@ impl Right {
         (depth, columns): (usize, usize),
         place: impl Fn(usize, usize) -> usize + Sync + Send,
     ) -> Result<Self> {
-        if weight.dtype() == DType::BF16 && product_bf16::takes(channels) {
-            let pack = |w: &[bf16]| Ok(PackedBf16::new(depth, columns, |depth, column| w[place(depth, column)]));
+        if weight.dtype() == DType::BF16
+            && let Some(form) = product_bf16::form(channels)
+        {
+            let taps = depth / channels;
+            let pack = |w: &[bf16]| Ok(PackedBf16::new(form, (taps, channels), columns, |k, n| w[place(k, n)]));
             return Ok(Self::Bf16(Arc::new(with_bf16(weight, pack)?)));
         }
         let pack = |w: &[f32]| Ok(Packed::new(depth, columns, |depth, column| w[place(depth, column)]));

@@ -41,6 +41,8 @@ pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, quick_gelu,
 pub(crate) use linear::{Linear, QuantizedLinear};
 pub(crate) use norm::{GroupNorm, ada_layer_norm, layer_norm, rms_norm};
 pub use pool::on_pool;
+#[cfg(test)]
+pub(crate) use product_bf16::with_tiles;
 pub(crate) use rope::{rms_norm_rope, rotary};
 
 use self::element::Element;
@@ -68,6 +70,13 @@ pub fn weight_bytes(shape: &[usize], dtype: DType, device: &Device) -> usize {
         None if dtype == DType::BF16 && product_bf16::available() => 2 * values,
         None => 4 * values,
     }
+}
+
+/// What multiplies bf16 on this processor, in words: `AMX`, `AVX-512 BF16`, or `f32`, in which it is computed elsewhere. Where
+/// AMX is there and gave wrong sums when it was first tried, it is not taken, and this says so.
+#[must_use]
+pub fn bf16_products() -> &'static str {
+    product_bf16::name()
 }
 
 /// Gives `f` the values of `x`, contiguous and in f32.

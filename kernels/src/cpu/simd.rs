@@ -7,7 +7,8 @@ use pulp::{Scalar, Simd, WithSimd};
 /// The vectors that are used, the widest ones of the processor.
 ///
 /// `EASEL_VECTORS` in the environment (`avx2` or `none`, read once) asks for narrower ones: to find out whether a
-/// wrong picture comes from them, and to test their forms on a newer processor.
+/// wrong picture comes from them, and to test their forms on a newer processor. `avx512` asks for these, and for no
+/// tiles of AMX (see [`super::product_bf16`]).
 static VECTORS: LazyLock<Vectors> = LazyLock::new(|| {
     let asked = std::env::var("EASEL_VECTORS").unwrap_or_default();
     if asked == "none" { Vectors::None } else { Vectors::detect(asked == "avx2") }
