@@ -24,7 +24,7 @@ enum Command {
     Serve(serve::Serve),
     /// Draw a picture from a prompt, without a server.
     Generate(Box<generate::Generate>),
-    /// Measure samplers, with a report that anybody can repeat.
+    /// Measure samplers, a server under load, what calls cost and a GPU, with reports that anybody can repeat.
     Bench(bench::Bench),
     /// List the models that can be used, or look into one.
     Models(models::Models),
