@@ -1,7 +1,8 @@
 //! Compiles the CUDA kernels, with the feature `cuda`, and the bridge to oneDNN, with the feature `onednn`.
 //!
 //! Each `cuda/NAME.cu` becomes a fat binary: machine code for the GPUs named in [`ARCHITECTURES`], and PTX that a newer
-//! driver compiles for newer ones. `images.rs` holds them all as statics, `NAME` in capitals.
+//! driver compiles for newer ones, both compressed; `EASEL_CUDA_ARCHITECTURES` names other GPUs, such as `90` for H100 and
+//! H200 alone. `images.rs` holds them all as statics, `NAME` in capitals.
 
 use std::{
     env,
@@ -17,7 +18,10 @@ use std::{
 mod onednn;
 
 /// Compute capabilities to make machine code for: A100, RTX 40 and L40, H100 and H200.
-const ARCHITECTURES: [&str; 3] = ["80", "89", "90"];
+const ARCHITECTURES: &str = "80,89,90";
+
+/// The variable that names others, with commas between them, from the oldest to the newest.
+const CHOSEN: &str = "EASEL_CUDA_ARCHITECTURES";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
@@ -26,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }
-    for variable in ["CUDA_HOME", "NVCC", "NVCC_CCBIN", "PATH", "EASEL_CUDA_SHIMS"] {
+    for variable in ["CUDA_HOME", "NVCC", "NVCC_CCBIN", "PATH", "EASEL_CUDA_SHIMS", CHOSEN] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     // Static libraries under the names of CUDA's, which `scripts/build-cuda` makes so that the program starts without CUDA.
@@ -35,11 +39,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("cargo:rerun-if-changed=cuda");
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    let architectures = architectures()?;
     let mut images = String::new();
     for source in sources(Path::new("cuda"))? {
         let name = source.file_stem().and_then(|stem| stem.to_str()).ok_or("a kernel's file name is not UTF-8")?;
         let image = out.join(format!("{name}.fatbin"));
-        compile(&source, &image)?;
+        compile(&source, &image, &architectures)?;
         let constant = name.to_uppercase();
         writeln!(images, "pub(super) static {constant}: &[u8] = include_bytes!({image:?});")?;
     }
@@ -60,14 +65,32 @@ fn sources(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(sources)
 }
 
-fn compile(source: &Path, image: &Path) -> Result<(), Box<dyn Error>> {
+/// The compute capabilities to compile for, in tenths.
+fn architectures() -> Result<Vec<String>, Box<dyn Error>> {
+    let chosen = env::var(CHOSEN).unwrap_or_else(|_| ARCHITECTURES.to_owned());
+    let names: Vec<String> = chosen.split(',').map(|name| name.trim().to_owned()).collect();
+    match names.iter().find(|name| name.parse::<u32>().map_or(true, |number| number < 80)) {
+        None => Ok(names),
+        Some(wrong) => Err(format!(
+            "{CHOSEN} has {wrong:?}; it takes numbers from 80 up with commas between, such as {ARCHITECTURES}"
+        )
+        .into()),
+    }
+}
+
+fn compile(source: &Path, image: &Path, architectures: &[String]) -> Result<(), Box<dyn Error>> {
     let mut command = Command::new(compiler());
-    command.args(["-fatbin", "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Icuda", "-o"]);
-    command.arg(image).arg(source);
-    for architecture in ARCHITECTURES {
+    // Compressed, an image is a tenth as long; the driver unpacks what it loads.
+    command.args(["-fatbin", "-std=c++17", "-O3", "--expt-relaxed-constexpr", "--compress-mode=size", "-Icuda"]);
+    if env::var_os("DEBUG").is_some_and(|debug| debug != "false") {
+        // Lines for a profiler.
+        command.arg("-lineinfo");
+    }
+    command.arg("-o").arg(image).arg(source);
+    for architecture in architectures {
         command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
     }
-    if let Some(newest) = ARCHITECTURES.last() {
+    if let Some(newest) = architectures.last() {
         command.arg(format!("-gencode=arch=compute_{newest},code=compute_{newest}"));
     }
     if let Some(host) = env::var_os("NVCC_CCBIN") {

@@ -2,7 +2,7 @@
 //!
 //! Every kernel takes one structure, so a launch is a name, a grid and a `#[repr(C)]` mirror of that structure. On a GPU
 //! the driver runs it. In this crate's tests tensors on the CPU are given to the same kernels, built by a C++ compiler (see
-//! [`emulated`](super::emulated)), so that all of these files but the driver's calls is tested where no GPU is.
+//! [`emulated`](super::tests::emulated)), so that all of these files but the driver's calls is tested where no GPU is.
 
 use candle_core::{DType, Result, Shape, Tensor, bail};
 
@@ -62,22 +62,24 @@ pub(crate) unsafe fn fill<P: Copy>(
     #[cfg(test)]
     if inputs[0].device().is_cpu() {
         // SAFETY: the caller's promise.
-        return unsafe { super::emulated::fill(kernel, grid, inputs, shape, dtype, parameters) };
+        return unsafe { super::tests::emulated::fill(kernel, grid, inputs, shape, dtype, parameters) };
     }
     #[cfg(feature = "cuda")]
     {
         // SAFETY: the caller's promise.
-        return unsafe { super::launch::fill(kernel, grid, inputs, shape, dtype, parameters) };
+        unsafe { super::launch::fill(kernel, grid, inputs, shape, dtype, parameters) }
     }
     #[cfg(not(feature = "cuda"))]
-    bail!(
-        "{}_{} of {:?}, {} threads and {} bytes a block: this easel was built without CUDA",
-        kernel.name,
-        kernel.dtype.as_str(),
-        kernel.file,
-        grid.threads,
-        grid.shared
-    )
+    {
+        bail!(
+            "{}_{} of {:?}, {} threads and {} bytes a block: this easel was built without CUDA",
+            kernel.name,
+            kernel.dtype.as_str(),
+            kernel.file,
+            grid.threads,
+            grid.shared
+        )
+    }
 }
 
 /// A count as a kernel takes it.

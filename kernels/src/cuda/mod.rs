@@ -5,7 +5,7 @@
 //! kernel. Everything runs on the one stream of its device (see [`open`]), so nothing here waits for anything.
 //!
 //! Only what calls CUDA's libraries is behind the feature `cuda`. The rest is built without it, too: its tests run the same
-//! kernels on the CPU (see [`emulated`]).
+//! kernels on the CPU (see [`emulated`](tests::emulated)).
 
 #![expect(unsafe_code, reason = "a kernel is given addresses, and no compiler checks what it does with them")]
 
@@ -16,8 +16,6 @@ mod cudnn;
 #[cfg(feature = "cuda")]
 mod device;
 mod elementwise;
-#[cfg(test)]
-mod emulated;
 mod fill;
 mod group_norm;
 #[cfg(feature = "cuda")]

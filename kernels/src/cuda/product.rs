@@ -8,7 +8,7 @@
 //! is that an algorithm's order is the same for every size; its kernels have no reason to let it differ.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     ffi::c_void,
     mem::{MaybeUninit, size_of},
     ptr::{from_ref, null_mut},
@@ -110,10 +110,10 @@ pub(crate) fn product(
     }
 
     let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
-    if !libraries.contains_key(&device.id()) {
-        libraries.insert(device.id(), Library::new(x, device)?);
-    }
-    let Some(library) = libraries.get_mut(&device.id()) else { bail!("a device's handle of cublasLt is lost") };
+    let library = match libraries.entry(device.id()) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => entry.insert(Library::new(x, device)?),
+    };
     let whole = Problem::new(key, count, bias)?;
     let algorithm = library.algorithm(key, bias)?;
     if library.fits(&whole, &algorithm) {

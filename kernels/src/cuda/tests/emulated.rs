@@ -18,7 +18,7 @@ use std::{
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
 use libloading::{Library, Symbol};
 
-use super::fill::{Grid, Kernel};
+use crate::cuda::fill::{Grid, Kernel};
 
 /// The kernels in one library. One launch at a time: the emulated GPU is one thread's.
 static LIBRARY: LazyLock<Mutex<Library>> = LazyLock::new(|| {
@@ -130,11 +130,11 @@ impl Drop for Guarded<'_> {
     }
 }
 
-/// As [`fill`](super::fill::fill), of tensors on the CPU.
+/// As [`fill`](crate::cuda::fill::fill), of tensors on the CPU.
 ///
 /// # Safety
 /// As there; but what a kernel does beyond what it may is an error here.
-pub(super) unsafe fn fill<P: Copy>(
+pub(crate) unsafe fn fill<P: Copy>(
     kernel: Kernel,
     grid: Grid,
     inputs: &[&Tensor],
@@ -199,7 +199,6 @@ fn values(x: &Tensor) -> Result<Vec<u8>> {
     })
 }
 
-#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{cuda::fill::File, tests::noise};

@@ -1,4 +1,6 @@
-//! The kernels against the plain forms, run on the CPU (see [`emulated`](super::emulated)).
+//! The kernels against the plain forms, run on the CPU (see [`emulated`]).
+
+pub(super) mod emulated;
 
 use candle_core::{DType, Device, Result, Tensor};
 
