@@ -7,6 +7,10 @@
 The networks are diffusers' own, of the configurations in models/tests/data/true_configs, with random weights made on the GPU;
 UNets are channels last. Times are medians of calls, each waited for, after three more. Options of `easel bench gpu` that have no
 meaning here are ignored, so that scripts/gpu-bench can pass all on.
+
+To try the script without a GPU, with networks of fewer layers:
+
+    python benches/gpu_peers.py --device cpu --rows 1,2 --calls 1 --shrink 8 --layers 1
 """
 
 import argparse
@@ -34,6 +38,7 @@ def random_weights(network):
 
 
 def build(cls, config, device, dtype):
+    """The network of a configuration on the device, of which it alone takes memory."""
     with torch.device("meta"):
         network = cls.from_config(config)
     network = network.to_empty(device=device).to(dtype).eval()
@@ -41,10 +46,18 @@ def build(cls, config, device, dtype):
     return network
 
 
-def unet(model, side, device, dtype):
+def fewer(config, keys, most):
+    """The configuration with numbers of layers no larger than `most`; all of them where that is None."""
+    numbers = {key: config[key] for key in keys if key in config}
+    cut = {key: [min(n, most) for n in of] if isinstance(of, list) else min(of, most) for key, of in numbers.items() if most}
+    return config | cut
+
+
+def unet(model, side, device, dtype, layers):
     from diffusers import UNet2DConditionModel
 
     config = json.loads((CONFIGS / model / "unet.json").read_text())
+    config = fewer(config, ["layers_per_block", "transformer_layers_per_block"], layers)
     network = build(UNet2DConditionModel, config, device, dtype).to(memory_format=torch.channels_last)
 
     def inputs(rows):
@@ -63,10 +76,11 @@ def unet(model, side, device, dtype):
     return network, inputs
 
 
-def flux(model, side, device, dtype):
+def flux(model, side, device, dtype, layers):
     from diffusers import FluxTransformer2DModel
 
     config = json.loads((CONFIGS / model / "transformer.json").read_text())
+    config = fewer(config, ["num_layers", "num_single_layers"], layers)
     network = build(FluxTransformer2DModel, config, device, dtype)
 
     def inputs(rows):
@@ -115,6 +129,7 @@ def main():
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--calls", type=int, default=10)
     parser.add_argument("--shrink", type=int, default=1)
+    parser.add_argument("--layers", type=int, help="most layers of a block, and blocks of a transformer")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--no-compile", action="store_true")
     asked, _ = parser.parse_known_args()
@@ -122,13 +137,16 @@ def main():
 
     import diffusers
 
+    diffusers.logging.set_verbosity_error()
     print(f"\n## diffusers {diffusers.__version__}, torch {torch.__version__}\n")
     print("| model | rows | eager, ms a step | torch.compile, ms a step |")
     print("|---|---|---|---|")
     for model in asked.models.split(","):
         side = max(8, -(-SIDES[model] // asked.shrink // 8) * 8)
         make = flux if model.startswith("flux") else unet
-        network, inputs = make(model, side, device, DTYPES[asked.dtype])
+        network, inputs = make(model, side, device, DTYPES[asked.dtype], asked.layers)
+        # PyTorch compiles a function for so many shapes only, of all models together.
+        torch.compiler.reset()
         # A shape of its own for each number of rows is what a server would compile, too.
         compiled = None if asked.no_compile else torch.compile(network, dynamic=False)
         for rows in map(int, asked.rows.split(",")):
