@@ -1,6 +1,6 @@
 //! Opening a GPU.
 
-use candle_core::{Device, Result};
+use candle_core::{Device, Result, Tensor};
 
 /// CUDA's GPU number `ordinal`, from 0, set up for this crate's operations.
 ///
@@ -40,4 +40,19 @@ pub fn cuda_memory(device: &Device) -> Option<(u64, u64)> {
         _ = device;
         None
     }
+}
+
+/// `tensor` on `device`, in its own type. To a GPU of CUDA's a large one goes through pinned memory, two parts at a time; the
+/// first is read back and compared, and all others are left to candle where it did not arrive.
+///
+/// # Errors
+/// If the device has no room.
+pub fn upload(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda()
+        && let Some(moved) = crate::cuda::upload(tensor, device)?
+    {
+        return Ok(moved);
+    }
+    tensor.to_device(device)
 }

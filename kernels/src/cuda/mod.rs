@@ -32,6 +32,8 @@ mod product;
 mod rope;
 #[cfg(test)]
 mod tests;
+#[cfg(any(test, feature = "cuda"))]
+mod upload;
 
 use candle_core::{DType, Result, Tensor};
 
@@ -47,6 +49,8 @@ pub(crate) use group_norm::group_norm;
 pub(crate) use linear::Linear;
 pub(crate) use norm::{ada_layer_norm, layer_norm, rms_norm};
 pub(crate) use rope::{rms_norm_rope, rotary};
+#[cfg(feature = "cuda")]
+pub(crate) use upload::upload;
 
 use crate::plain_forms;
 

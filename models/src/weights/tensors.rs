@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use easel_kernels::{Float8, Quantized, QuantizedFormat};
+use easel_kernels::{Float8, Quantized, QuantizedFormat, upload};
 
 use super::gguf;
 use crate::{Error, Result};
@@ -214,7 +214,7 @@ impl Tensors {
     /// When it cannot be read or converted.
     pub fn try_get_any(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(tensor) = self.source.tensor(&self.key(name))? else { return Ok(None) };
-        Ok(Some(tensor.to_device(&self.device)?.to_dtype(self.dtype)?))
+        Ok(Some(upload(&tensor, &self.device)?.to_dtype(self.dtype)?))
     }
 
     /// The matrix called `name`, (outputs, inputs), as it is stored, if it is stored in few bits; a 1x1 convolution's weight
