@@ -38,6 +38,7 @@ fn start(format: LogFormat, level: &str) {
         LogFormat::Human => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
+    easel_models::on_refused_replay(|reason| tracing::warn!(reason, "no CUDA graph; the step is launched plainly"));
 }
 
 /// Installs the process's metrics recorder, whose handle renders `/metrics`.

@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
-use easel_models::{Pipeline, RgbImage};
+use easel_models::{Pipeline, RgbImage, beside};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::fault::{Fault, guarded};
@@ -165,12 +165,13 @@ impl<R: Fn(Report) -> bool> Worker<R> {
                 self.sort(task);
                 continue;
             };
-            match task {
+            // Also what is dropped at a task's end is the device's.
+            beside(|| match task {
                 Task::Preview { target, index, latents } => self.preview(&target, index, &latents),
                 Task::Decode { target, latents, finish } => self.picture(&target, &latents, finish),
                 // A caller who has gone misses nothing.
                 Task::End { events, event } => drop(events.send(event)),
-            }
+            });
         }
     }
 

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use easel_models::{Loading, Pipeline};
+use easel_models::{Loading, Pipeline, beside};
 
 use super::WorkError;
 use super::fault::{Fault, guarded};
@@ -38,7 +38,7 @@ pub(super) fn load(model: usize, pipeline: &Arc<dyn Pipeline>, listener: &Listen
                 tell(Report::Progress { model, loading });
             }
         };
-        let result = guarded("load", || pipeline.load(&progress));
+        let result = beside(|| guarded("load", || pipeline.load(&progress)));
         tell(Report::Loaded { model, result, took: began.elapsed() });
     };
     spawn(work, |error| {
@@ -51,12 +51,14 @@ pub(super) fn load(model: usize, pipeline: &Arc<dyn Pipeline>, listener: &Listen
 pub(super) fn unload(model: usize, pipeline: &Arc<dyn Pipeline>, listener: &Listener) {
     let (held, tell) = (Arc::clone(pipeline), Arc::clone(listener));
     let work = move || {
-        // A model that panics here has given back what it could.
-        let _ = guarded("unload", || {
-            held.unload();
-            Ok(())
+        beside(|| {
+            // A model that panics here has given back what it could.
+            let _ = guarded("unload", || {
+                held.unload();
+                Ok(())
+            });
+            drop(held);
         });
-        drop(held);
         tell(Report::Unloaded { model });
     };
     spawn(work, |_| {

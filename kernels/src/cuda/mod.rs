@@ -17,6 +17,8 @@ mod cudnn;
 mod device;
 mod elementwise;
 mod fill;
+#[cfg(feature = "cuda")]
+mod graph;
 mod group_norm;
 #[cfg(feature = "cuda")]
 mod launch;
@@ -44,6 +46,8 @@ pub(crate) use cudnn::Conv2d;
 #[cfg(feature = "cuda")]
 pub(crate) use device::{memory, open};
 pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
+#[cfg(feature = "cuda")]
+pub(crate) use graph::{Graph, StreamRecorder};
 pub(crate) use group_norm::group_norm;
 #[cfg(feature = "cuda")]
 pub(crate) use linear::Linear;

@@ -49,6 +49,11 @@ impl Adapters {
         }
         Ok(Self { shared: Arc::default(), rows: rows.iter().map(|row| Arc::clone(&row.shared)).collect() })
     }
+
+    /// Whether no projection has a side path.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shared.is_empty() && self.rows.iter().all(|row| row.is_empty())
+    }
 }
 
 /// The projections of a network that can carry side paths, by their names in diffusers' layout.

@@ -4,6 +4,7 @@
 //! row, column, place in the text), and every axis its share of a head's channels.
 
 use candle_core::{Device, Tensor};
+use easel_kernels::Parts;
 
 use crate::Result;
 
@@ -12,6 +13,15 @@ use crate::Result;
 pub(crate) struct Rotation {
     pub(crate) cosines: Tensor,
     pub(crate) sines: Tensor,
+}
+
+impl Parts for Rotation {
+    fn rebuild<E>(
+        &self,
+        each: &mut impl FnMut(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        Ok(Self { cosines: each(&self.cosines)?, sines: each(&self.sines)? })
+    }
 }
 
 impl Rotation {

@@ -1,6 +1,7 @@
 //! What a UNet is conditioned on, projected once for all steps.
 
 use candle_core::Tensor;
+use easel_kernels::Parts;
 
 use super::adapters::Adapters;
 use super::image_prompt::ImagePrompts;
@@ -31,6 +32,15 @@ pub struct AddedContext<'a> {
 pub(crate) struct KeyValue {
     pub(crate) keys: Tensor,
     pub(crate) values: Tensor,
+}
+
+impl Parts for KeyValue {
+    fn rebuild<E>(
+        &self,
+        each: &mut impl FnMut(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        Ok(Self { keys: each(&self.keys)?, values: each(&self.values)? })
+    }
 }
 
 /// A context after everything in the network that does not depend on the step: the keys and values of

@@ -3,7 +3,7 @@
 //! Black Forest Labs, "FLUX.1", 2024; layout and behaviour are those of `FluxTransformer2DModel` of diffusers.
 
 use candle_core::{D, DType, Tensor};
-use easel_kernels::{ada_layer_norm, silu};
+use easel_kernels::{Parts, Replay, ada_layer_norm, silu};
 
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::axes::{Angles, Axes, Rotation};
@@ -104,6 +104,39 @@ pub struct FluxHooks {
     pub adapters: Adapters,
 }
 
+impl FluxHooks {
+    /// Whether nothing is carried.
+    pub(super) fn is_empty(&self) -> bool {
+        self.residuals.is_empty() && self.pictures.is_empty() && self.adapters.is_empty()
+    }
+}
+
+/// What changes from call to call, besides what hooks carry.
+struct Inputs {
+    /// With the channels that are looked at beside them, (b, c, h, w).
+    latents: Tensor,
+    /// The activated embedding of timestep, pooled text and guidance, (b, width).
+    vector: Tensor,
+    text: Tensor,
+    reference: Option<Tensor>,
+    rotation: Rotation,
+}
+
+impl Parts for Inputs {
+    fn rebuild<E>(
+        &self,
+        each: &mut impl FnMut(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        Ok(Self {
+            latents: each(&self.latents)?,
+            vector: each(&self.vector)?,
+            text: each(&self.text)?,
+            reference: self.reference.rebuild(each)?,
+            rotation: self.rotation.rebuild(each)?,
+        })
+    }
+}
+
 /// The denoiser of FLUX.1.
 pub struct Flux {
     config: FluxConfig,
@@ -116,6 +149,7 @@ pub struct Flux {
     out: Projection,
     points: AdapterPoints,
     dtype: DType,
+    replay: Replay,
 }
 
 impl Flux {
@@ -152,6 +186,7 @@ impl Flux {
             out,
             points,
             dtype: weights.dtype(),
+            replay: Replay::default(),
         })
     }
 
@@ -193,22 +228,37 @@ impl Flux {
         condition: &FluxCondition,
         hooks: &FluxHooks,
     ) -> Result<Tensor> {
-        let (_, _, height, width) = latents.dims4()?;
-        let FluxHooks { residuals, pictures, adapters } = hooks;
-        pictures.check(latents.dim(0)?, self.double.len(), ImagePrompt::places)?;
-        let input = match &condition.channels {
+        hooks.pictures.check(latents.dim(0)?, self.double.len(), ImagePrompt::places)?;
+        let latents = match &condition.channels {
             Some(channels) => Tensor::cat(&[latents, channels], 1)?,
             None => latents.clone(),
         };
-        let mut image = self.image_in.forward(&pack(&input.to_dtype(self.dtype)?)?, adapters)?; // (b, n, width)
+        let inputs = Inputs {
+            latents,
+            vector: silu(&self.embedding.forward(timesteps, &condition.vector)?)?.to_dtype(self.dtype)?,
+            text: condition.text.clone(),
+            reference: condition.reference.clone(),
+            rotation: condition.rotation.clone(),
+        };
+        match hooks.is_empty() {
+            true => self.replay.call(&inputs, |inputs| self.predict(inputs, &FluxHooks::default())),
+            false => self.predict(&inputs, hooks),
+        }
+    }
+
+    /// The network behind its embedding of numbers.
+    fn predict(&self, inputs: &Inputs, hooks: &FluxHooks) -> Result<Tensor> {
+        let Inputs { latents, vector, text, reference, rotation } = inputs;
+        let (_, _, height, width) = latents.dims4()?;
+        let FluxHooks { residuals, pictures, adapters } = hooks;
+        let mut image = self.image_in.forward(&pack(&latents.to_dtype(self.dtype)?)?, adapters)?; // (b, n, width)
         let drawn = image.dim(1)?;
-        if let Some(reference) = &condition.reference {
+        if let Some(reference) = reference {
             image = Tensor::cat(&[&image, reference], 1)?;
         }
-        let mut text = condition.text.clone();
+        let mut text = text.clone();
         let length = text.dim(1)?;
-        let vector = silu(&self.embedding.forward(timesteps, &condition.vector)?)?.to_dtype(self.dtype)?;
-        let step = Step { vector: &vector, rotation: &condition.rotation, pictures, adapters };
+        let step = Step { vector, rotation, pictures, adapters };
 
         for (at, block) in self.double.iter().enumerate() {
             (text, image) = block.forward(&text, &image, at, &step)?;
@@ -220,7 +270,7 @@ impl Flux {
         }
 
         let image = both.narrow(1, length, drawn)?;
-        let modulation = self.modulation_out.forward(&vector, adapters)?.chunk(2, D::Minus1)?;
+        let modulation = self.modulation_out.forward(vector, adapters)?.chunk(2, D::Minus1)?;
         let image = ada_layer_norm(&image, &modulation[0], &modulation[1], EPS)?;
         let tokens = self.out.forward(&image, adapters)?;
         Ok(unpack(&tokens, (height, width))?.to_dtype(DType::F32)?)

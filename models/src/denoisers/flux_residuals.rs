@@ -20,6 +20,11 @@ pub struct FluxResiduals {
 }
 
 impl FluxResiduals {
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.double.is_empty() && self.single.is_empty()
+    }
+
     /// The picture (b, n, width) behind block `at` of so many blocks with two streams.
     pub(super) fn after_double(&self, picture: Tensor, at: usize, blocks: usize) -> Result<Tensor> {
         let turn = if self.repeat { Turn::Round } else { Turn::Neighbours };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
-use easel_kernels::{Linear, counted};
+use easel_kernels::{Linear, counted, replayed, with_replays};
 
 use super::median_time;
 use super::weights::{RandomWeights, shapes};
@@ -118,6 +118,15 @@ impl StepCost {
     }
 }
 
+/// What a call costs that is replayed from a CUDA graph.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplayCost {
+    /// The median time.
+    pub time: Duration,
+    /// Whether each replay gave the bits of the plain call.
+    pub same_bits: bool,
+}
+
 /// A model with random weights on a device.
 pub struct Denoiser {
     subject: Subject,
@@ -181,9 +190,52 @@ impl Denoiser {
     /// # Errors
     /// When the device has no room.
     pub fn step(&self, rows: usize, calls: usize) -> Result<StepCost> {
+        let (call, latents) = (self.call(rows)?, self.latents(rows)?);
+        let step = || with_replays(false, || self.predict(&call, &latents, 500.0));
+        let (first, operations) = counted(step);
+        finite(&first?)?;
+        let time = median_time(&self.device, calls, || step().map(drop))?;
+        Ok(StepCost { time, operations })
+    }
+
+    /// Measures calls with `rows` rows that are replayed from a CUDA graph; `None` where nothing is, because the device is
+    /// none of CUDA's or the graph was refused.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn replay(&self, rows: usize, calls: usize) -> Result<Option<ReplayCost>> {
         let call = self.call(rows)?;
-        let timesteps: Vec<f64> = (0..rows).map(|row| 500.0 + row as f64).collect();
-        let step = |latents: &Tensor| match (&self.network, &call) {
+        let steps = [900.0, 500.0, 20.0].map(|timestep| Ok((self.latents(rows)?, timestep)));
+        let steps = steps.into_iter().collect::<Result<Vec<_>>>()?;
+        let step = |at: usize, on: bool| {
+            let (latents, timestep) = &steps[at % steps.len()];
+            with_replays(on, || self.predict(&call, latents, *timestep))
+        };
+        // Seen, recorded and proven.
+        (0..3).try_for_each(|at| step(at, true).map(drop))?;
+        let mut same_bits = true;
+        let (result, answered) = replayed(|| -> Result<()> {
+            for at in 0..steps.len() {
+                same_bits &= bits(&step(at, true)?)? == bits(&step(at, false)?)?;
+            }
+            Ok(())
+        });
+        result?;
+        if answered == 0 {
+            return Ok(None);
+        }
+        let mut at = 0;
+        let time = median_time(&self.device, calls, || {
+            at += 1;
+            step(at, true).map(drop)
+        })?;
+        Ok(Some(ReplayCost { time, same_bits }))
+    }
+
+    /// The network's prediction, with the first row at this timestep and each other one a step further.
+    fn predict(&self, call: &Call, latents: &Tensor, timestep: f64) -> Result<Tensor> {
+        let timesteps: Vec<f64> = (0..latents.dim(0)?).map(|row| timestep + row as f64).collect();
+        match (&self.network, call) {
             (Network::UNet(unet), Call::UNet(condition)) => {
                 unet.forward(latents, &timesteps, condition, &Hooks::default())
             }
@@ -191,16 +243,15 @@ impl Denoiser {
                 flux.forward(latents, &timesteps, condition, &FluxHooks::default())
             }
             _ => Err(Error::Unsupported("a network is called with another's condition".into())),
-        };
+        }
+    }
+
+    fn latents(&self, rows: usize) -> Result<Tensor> {
         let channels = match self.subject {
             Subject::Sd15 | Subject::Sdxl => 4,
             Subject::FluxDev => 16,
         };
-        let latents = self.noise(&[rows, channels, self.side, self.side])?;
-        let (first, operations) = counted(|| step(&latents));
-        finite(&first?)?;
-        let time = median_time(&self.device, calls, || step(&latents).map(drop))?;
-        Ok(StepCost { time, operations })
+        self.noise(&[rows, channels, self.side, self.side])
     }
 
     /// Measures the decoding of one picture, with an autoencoder made for it.
@@ -254,6 +305,12 @@ impl Denoiser {
             }
         }
     }
+}
+
+/// A tensor's values to the last bit.
+fn bits(output: &Tensor) -> Result<Vec<u32>> {
+    let values = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
 }
 
 /// Fails if a network's output holds anything but numbers: what is measured then is not the model.

@@ -13,7 +13,7 @@ use candle_core::Device;
 
 use crate::Result;
 
-pub use denoisers::{Denoiser, Scale, StepCost, Subject, ceilings};
+pub use denoisers::{Denoiser, ReplayCost, Scale, StepCost, Subject, ceilings};
 pub use operations::{OperationCheck, check_operations};
 
 /// The median time of `calls` calls of `body` after one more, each waited for.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device};
 use clap::Args;
-use easel_models::measure::{Denoiser, OperationCheck, Scale, StepCost, Subject, ceilings, check_operations};
+use easel_models::measure::{
+    Denoiser, OperationCheck, ReplayCost, Scale, StepCost, Subject, ceilings, check_operations,
+};
 
 use super::{CliError, command};
 use crate::cli::common;
@@ -112,13 +114,17 @@ impl Gpu {
         report.line(&format!(
             "Random weights in {}. Measured ceilings: {:.1} TFLOP/s (product of {side}x{side} matrices), {:.0} GB/s (copy). The \
              floor is the larger of operations over the one and weights read once over the other. Pictures a second: whole \
-             pictures of the given steps, with guidance where the model uses it, decoded one by one; without text encoding.\n",
+             pictures of the given steps, with guidance where the model uses it, decoded one by one; without text encoding. With a \
+             graph: the same step replayed (EASEL_CUDA_GRAPHS=1), and whether it gave the same bits.\n",
             self.dtype.as_str(),
             ceiling.0 * 1e-12,
             ceiling.1 * 1e-9
         ));
-        report.line("| model | pixels | rows | ms a step | TFLOP/s | of the floor | pictures/s (steps) | GiB taken |");
-        report.line("|---|---|---|---|---|---|---|---|");
+        report.line(
+            "| model | pixels | rows | ms a step | with a graph | same bits | TFLOP/s | of the floor | pictures/s (steps) | GiB \
+             taken |",
+        );
+        report.line("|---|---|---|---|---|---|---|---|---|---|");
         for &subject in &self.models {
             let scale = Scale { shrink: self.shrink };
             let denoiser = Denoiser::new(subject, scale, self.dtype, device).map_err(CliError::other)?;
@@ -128,29 +134,30 @@ impl Gpu {
                     Ok(step) => step,
                     Err(error) => {
                         report.line(&format!(
-                            "| {} | {} | {rows} | {error} | | | | |",
+                            "| {} | {} | {rows} | {error} | | | | | | |",
                             subject.name(),
                             denoiser.pixels()
                         ));
                         break;
                     }
                 };
+                let replay = denoiser.replay(rows, self.calls).map_err(|error| error.to_string());
                 let taken = easel_models::cuda_memory(device).map(|(free, total)| total.saturating_sub(free));
                 let weights = denoiser.parameters() * self.dtype.size_in_bytes() as u64;
                 let floor = floor(&step, weights, ceiling);
                 let pictures = decode.as_ref().ok().map(|decode| pictures_a_second(subject, rows, &step, decode));
-                let figures = Figures { rows, step, floor, pictures, taken };
+                let figures = Figures { rows, step, replay, floor, pictures, taken };
                 report.line(&model_row(subject, denoiser.pixels(), &figures));
             }
             match decode {
                 Ok(decode) => report.line(&format!(
-                    "| {}, decoding | {} | 1 | {:.2} | {:.1} | | | |",
+                    "| {}, decoding | {} | 1 | {:.2} | | | {:.1} | | | |",
                     subject.name(),
                     denoiser.pixels(),
                     milliseconds(&decode),
                     decode.teraflops()
                 )),
-                Err(error) => report.line(&format!("| {}, decoding | | 1 | {error} | | | | |", subject.name())),
+                Err(error) => report.line(&format!("| {}, decoding | | 1 | {error} | | | | | | |", subject.name())),
             }
         }
         report.line("");
@@ -190,6 +197,8 @@ fn operation_row(check: &OperationCheck) -> String {
 struct Figures {
     rows: usize,
     step: StepCost,
+    /// `None` where nothing is replayed.
+    replay: Result<Option<ReplayCost>, String>,
     /// Seconds.
     floor: f64,
     pictures: Option<f64>,
@@ -198,10 +207,17 @@ struct Figures {
 }
 
 fn model_row(subject: Subject, pixels: usize, figures: &Figures) -> String {
-    let Figures { rows, step, floor, pictures, taken } = figures;
+    let Figures { rows, step, replay, floor, pictures, taken } = figures;
     let unknown = || "-".to_owned();
+    let (replayed, same_bits) = match replay {
+        Ok(Some(ReplayCost { time, same_bits })) => {
+            (format!("{:.2}", time.as_secs_f64() * 1e3), if *same_bits { "yes" } else { "NO" })
+        }
+        Ok(None) => (unknown(), "-"),
+        Err(error) => (error.clone(), "-"),
+    };
     format!(
-        "| {} | {pixels} | {rows} | {:.2} | {:.1} | {:.0} % | {} | {} |",
+        "| {} | {pixels} | {rows} | {:.2} | {replayed} | {same_bits} | {:.1} | {:.0} % | {} | {} |",
         subject.name(),
         milliseconds(step),
         step.teraflops(),
@@ -255,6 +271,19 @@ mod tests {
     fn the_floor_is_what_takes_longer() {
         assert!((floor(&cost(1.0, 1000), 10, (100.0, 100.0)) - 10.0).abs() < 1e-9);
         assert!((floor(&cost(1.0, 10), 1000, (100.0, 100.0)) - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_step_stands_beside_its_replay() {
+        let row = |replay| {
+            let figures =
+                Figures { rows: 2, step: cost(0.02, 1 << 30), replay, floor: 0.01, pictures: None, taken: None };
+            model_row(Subject::Sd15, 512, &figures)
+        };
+        let replay = |same_bits| Ok(Some(ReplayCost { time: Duration::from_micros(12_500), same_bits }));
+        assert_eq!(row(replay(true)), "| sd15 | 512 | 2 | 20.00 | 12.50 | yes | 0.1 | 50 % | - | - |");
+        assert_eq!(row(replay(false)), "| sd15 | 512 | 2 | 20.00 | 12.50 | NO | 0.1 | 50 % | - | - |");
+        assert_eq!(row(Ok(None)), "| sd15 | 512 | 2 | 20.00 | - | - | 0.1 | 50 % | - | - |");
     }
 
     #[test]
