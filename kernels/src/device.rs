@@ -42,6 +42,32 @@ pub fn cuda_memory(device: &Device) -> Option<(u64, u64)> {
     }
 }
 
+/// The device for networks that run beside the steps, such as a decoder: with `EASEL_CUDA_DECODE_STREAM=1` the same GPU of
+/// CUDA's with a stream of its own, so that nothing of theirs queues before a step; else the device itself.
+///
+/// To candle that is another device: tensors go there and back through the host's memory ([`elsewhere`]), which waits for
+/// them to be computed.
+#[must_use]
+pub fn device_beside(device: &Device) -> Device {
+    #[cfg(feature = "cuda")]
+    if let Ok(cuda) = device.as_cuda_device() {
+        return crate::cuda::decoder(cuda).unwrap_or_else(|| device.clone());
+    }
+    device.clone()
+}
+
+/// `tensor` on `device`. Between two streams of a GPU it goes through the host's memory: when it is there, it has been
+/// computed, and no stream needs to wait for the other.
+///
+/// # Errors
+/// If the device has no room.
+pub fn elsewhere(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    if tensor.device().is_cuda() && device.is_cuda() && !tensor.device().same_device(device) {
+        return tensor.to_device(&Device::Cpu)?.to_device(device);
+    }
+    tensor.to_device(device)
+}
+
 /// `tensor` on `device`, in its own type. To a GPU of CUDA's a large one goes through pinned memory, two parts at a time; the
 /// first is read back and compared, and all others are left to candle where it did not arrive.
 ///

@@ -45,7 +45,7 @@ pub use attention::{attention, causal_mask};
 pub use conv2d::{Conv2d, Conv2dConfig, Padding};
 pub use count::counted;
 pub use cpu::{bf16_products, on_pool, weight_bytes};
-pub use device::{cuda_device, cuda_memory, cuda_name, upload};
+pub use device::{cuda_device, cuda_memory, cuda_name, device_beside, elsewhere, upload};
 pub use dispatch::{plain_forms, with_direct_convolutions, with_plain_forms};
 pub use group_norm::GroupNorm;
 pub use layer_norm::{LayerNorm, RmsNorm};

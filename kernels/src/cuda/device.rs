@@ -1,11 +1,17 @@
 //! Opening a GPU, and how much of its memory is left.
 
-use std::{ffi::c_void, ptr::from_mut};
+use std::{
+    collections::HashMap,
+    env,
+    ffi::c_void,
+    ptr::from_mut,
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
 use candle_core::{
     CudaDevice, Device, Result,
     cuda_backend::{
-        WrapErr,
+        DeviceId, WrapErr,
         cudarc::driver::{
             result,
             sys::{CUmemPool_attribute, CUmemoryPool},
@@ -21,6 +27,24 @@ use super::library;
 /// a stream a thread, would need an event around each use of each tensor to be right.
 pub(crate) fn open(ordinal: usize) -> Result<Device> {
     library::load()?;
+    let device = with_stream(ordinal)?;
+    if env::var("EASEL_CUDA_DECODE_STREAM").is_ok_and(|value| !value.is_empty() && value != "0") {
+        let decoders = &mut DECODERS.lock().unwrap_or_else(PoisonError::into_inner);
+        decoders.insert(device.as_cuda_device()?.id(), with_stream(ordinal)?);
+    }
+    Ok(device)
+}
+
+/// For a device that [`open`] made, the same GPU with another stream, where that was asked for.
+static DECODERS: LazyLock<Mutex<HashMap<DeviceId, Device>>> = LazyLock::new(Mutex::default);
+
+/// The same GPU with another stream, if there is one.
+pub(crate) fn decoder(cuda: &CudaDevice) -> Option<Device> {
+    DECODERS.lock().unwrap_or_else(PoisonError::into_inner).get(&cuda.id()).cloned()
+}
+
+/// A GPU with a new stream.
+fn with_stream(ordinal: usize) -> Result<Device> {
     let device = Device::new_cuda_with_stream(ordinal)?;
     let cuda = device.as_cuda_device()?;
     // SAFETY: what is not tracked is the use of one tensor on several streams, and this device has one. Its tensors cannot

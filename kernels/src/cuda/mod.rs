@@ -44,7 +44,7 @@ pub(crate) use conv2d::OwnConv2d;
 #[cfg(feature = "cuda")]
 pub(crate) use cudnn::Conv2d;
 #[cfg(feature = "cuda")]
-pub(crate) use device::{memory, open};
+pub(crate) use device::{decoder, memory, open};
 pub(crate) use elementwise::{add, gated_add, geglu, gelu, gelu_tanh, quick_gelu, silu, upsample_nearest};
 #[cfg(feature = "cuda")]
 pub(crate) use graph::{Graph, StreamRecorder};

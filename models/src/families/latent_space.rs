@@ -1,6 +1,7 @@
 //! A model's latents: how large they are, and how they come from and become pictures.
 
 use candle_core::{DType, Device, Tensor};
+use easel_kernels::{device_beside, elsewhere};
 
 use super::opening::Opening;
 use super::parts::{Lazy, Turns};
@@ -27,7 +28,10 @@ const DECODER_LIVE: usize = 6;
 pub(super) struct LatentSpace {
     config: AutoencoderKlConfig,
     vae: Lazy<AutoencoderKl>,
+    /// Where latents and pixels are that go in and out.
     device: Device,
+    /// Where the autoencoder is.
+    inside: Device,
     dtype: DType,
 }
 
@@ -63,12 +67,13 @@ impl LatentSpace {
         part: Part,
         turns: &std::sync::Arc<Turns>,
     ) -> Self {
-        let placement = Placement { dtype: vae_dtype(&config, opening.placement), ..opening.placement.clone() };
+        let (device, inside) = (opening.placement.device.clone(), device_beside(&opening.placement.device));
+        let dtype = vae_dtype(&config, opening.placement);
+        let placement = Placement { device: inside.clone(), dtype, ..opening.placement.clone() };
         let built = config.clone();
         let opening = Opening { placement: &placement, ..opening };
         let vae = opening.lazy(part, turns, move |weights| AutoencoderKl::new(&built, weights));
-        let Placement { device, dtype, .. } = placement;
-        Self { config, vae, device, dtype }
+        Self { config, vae, device, inside, dtype }
     }
 
     /// The autoencoder's configuration.
@@ -76,7 +81,7 @@ impl LatentSpace {
         &self.config
     }
 
-    /// Where its tensors are.
+    /// Where the tensors are that go in and out.
     pub(super) fn device(&self) -> &Device {
         &self.device
     }
@@ -119,8 +124,9 @@ impl LatentSpace {
     /// When a tensor operation fails.
     pub(super) fn sample_tensor(&self, pixels: &Tensor, noise: &mut dyn Noise) -> Result<Tensor> {
         self.vae.with(|vae| {
-            let posterior = vae.encode(pixels, self.tiling_of(pixels)?.as_ref())?;
-            vae.scale(&posterior.sample(&noise.normal(posterior.mode().dims(), &self.device)?)?)
+            let posterior = vae.encode(&elsewhere(pixels, &self.inside)?, self.tiling_of(pixels)?.as_ref())?;
+            let latents = posterior.sample(&noise.normal(posterior.mode().dims(), &self.inside)?)?;
+            Ok(elsewhere(&vae.scale(&latents)?, &self.device)?)
         })
     }
 
@@ -129,7 +135,10 @@ impl LatentSpace {
     /// # Errors
     /// When a tensor operation fails.
     pub(super) fn mode(&self, pixels: &Tensor) -> Result<Tensor> {
-        self.vae.with(|vae| vae.scale(vae.encode(pixels, self.tiling_of(pixels)?.as_ref())?.mode()))
+        self.vae.with(|vae| {
+            let posterior = vae.encode(&elsewhere(pixels, &self.inside)?, self.tiling_of(pixels)?.as_ref())?;
+            Ok(elsewhere(&vae.scale(posterior.mode())?, &self.device)?)
+        })
     }
 
     /// The pictures of finished latents, each (c, h, w).
@@ -140,7 +149,7 @@ impl LatentSpace {
         // One after the other: decoding needs several times the memory of a denoiser's row, and gains nothing in a batch.
         self.vae.with(|vae| {
             let decode = |latents: &Tensor| {
-                let latents = vae.unscale(&latents.unsqueeze(0)?)?;
+                let latents = vae.unscale(&elsewhere(latents, &self.inside)?.unsqueeze(0)?)?;
                 let (_, _, height, width) = latents.dims4()?;
                 pixels::to_image(&vae.decode(&latents, self.tiling(height, width).as_ref())?)
             };
@@ -153,7 +162,7 @@ impl LatentSpace {
     /// # Errors
     /// When a tensor operation fails.
     pub(super) fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
-        self.vae.with(|vae| vae.preview()?.rgb(latents))
+        self.vae.with(|vae| vae.preview()?.rgb(&elsewhere(latents, &self.inside)?))
     }
 
     /// Bytes that decoding a picture of this many pixels needs, estimated from the shapes.
