@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a bench that cannot run has nothing else to do than to stop")]
 
 use std::{
+    alloc::System,
     cell::Cell,
     time::{Duration, Instant},
 };
@@ -11,9 +12,13 @@ use std::{
 use candle_core::{DType, Device, Result, Tensor};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use easel_kernels::{
-    Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Padding, attention, geglu, silu, upsample_nearest,
-    with_plain_forms,
+    Conv2d, Conv2dConfig, GroupNorm, KeepingAllocator, LayerNorm, Linear, Padding, attention, geglu, silu,
+    upsample_nearest, with_plain_forms,
 };
+
+/// As in the program, for large tensors are allocated at every operation.
+#[global_allocator]
+static ALLOCATOR: KeepingAllocator<System> = KeepingAllocator::new(System);
 
 type Operation = Box<dyn Fn() -> Result<Tensor>>;
 

@@ -28,6 +28,7 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod mapped;
+mod memory;
 mod metal;
 #[cfg(feature = "onednn")]
 mod onednn;
@@ -51,6 +52,7 @@ pub use group_norm::GroupNorm;
 pub use layer_norm::{LayerNorm, RmsNorm};
 pub use linear::Linear;
 pub use mapped::Mapped;
+pub use memory::{KeepingAllocator, give_back_memory, kept_memory};
 pub use quantized::{Float8, Iq4, Quantized, QuantizedFormat, QuantizedScale, SharedBytes};
 pub use replay::{Parts, Replay, beside, on_refused_replay, replayed, replays, with_replays};
 pub use rope::{Pairing, rms_norm_rope, rotary};

@@ -27,7 +27,8 @@ mod listing;
 
 /// As in the program, for large tensors are allocated at every operation.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: easel_models::KeepingAllocator<mimalloc::MiMalloc> =
+    easel_models::KeepingAllocator::new(mimalloc::MiMalloc);
 
 /// Forwards of each type, taken in turn.
 const ROUNDS: usize = 3;
@@ -54,20 +55,20 @@ fn main() {
     let mut costs = vec![Vec::new(); types.len()];
     for _ in 0..ROUNDS {
         for (step, costs) in steps.iter().zip(&mut costs) {
-            let (start, before) = (Instant::now(), processor_seconds());
+            let (start, before, faults) = (Instant::now(), processor_seconds(), page_faults());
             step();
-            costs.push((processor_seconds() - before, start.elapsed().as_secs_f64()));
+            costs.push((processor_seconds() - before, start.elapsed().as_secs_f64(), page_faults() - faults));
         }
     }
     println!("{model}, latents {height}x{width}, one row, {} threads", std::thread::available_parallelism().unwrap());
-    let median = |costs: &mut Vec<(f64, f64)>| {
+    let median = |costs: &mut Vec<(f64, f64, u64)>| {
         costs.sort_by(|a, b| a.0.total_cmp(&b.0));
         costs[costs.len() / 2]
     };
     let medians: Vec<_> = costs.iter_mut().map(median).collect();
-    for (dtype, (processor, wall)) in types.iter().zip(&medians) {
-        let ratio = medians[0].0 / processor;
-        println!("{:<5} {processor:>8.2} processor s {wall:>8.2} s  {ratio:>5.2}x f32", dtype.as_str());
+    for (dtype, (processor, wall, faults)) in types.iter().zip(&medians) {
+        let (name, ratio) = (dtype.as_str(), medians[0].0 / processor);
+        println!("{name:<5} {processor:>8.2} processor s {wall:>8.2} s  {ratio:>5.2}x f32, {faults} fresh pages");
     }
 }
 
@@ -92,4 +93,12 @@ fn processor_seconds() -> f64 {
         Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1e-9)
     };
     std::fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(of_task).sum()
+}
+
+/// The pages that this process has been given so far; 0 where the system does not tell.
+fn page_faults() -> u64 {
+    let line = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // After the name, which may hold spaces, come the state, six numbers, and the faults.
+    let fields = line.rsplit(')').next().unwrap_or_default();
+    fields.split_whitespace().nth(7).and_then(|faults| faults.parse().ok()).unwrap_or(0)
 }

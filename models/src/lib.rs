@@ -24,7 +24,10 @@ pub mod weights;
 
 pub use batch_key::{BatchKey, Mismatch};
 pub use card::{Abilities, Fit, ModelCard, ReferenceSides, Size, Sizes, Strengths};
-pub use easel_kernels::{beside, bf16_products, cuda_device, cuda_memory, cuda_name, on_refused_replay};
+pub use easel_kernels::{
+    KeepingAllocator, beside, bf16_products, cuda_device, cuda_memory, cuda_name, give_back_memory, kept_memory,
+    on_refused_replay,
+};
 pub use error::{Error, Result};
 pub use image::{GrayImage, RgbImage};
 pub use pipeline::{Conditioning, InitImage, Loading, Part, Pipeline, Prompt, RenderSpec, Stage};

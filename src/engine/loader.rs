@@ -59,11 +59,13 @@ pub(super) fn unload(model: usize, pipeline: &Arc<dyn Pipeline>, listener: &List
             });
             drop(held);
         });
+        easel_models::give_back_memory();
         tell(Report::Unloaded { model });
     };
     spawn(work, |_| {
         // Without a thread it is done right here, which holds up the loop once.
         pipeline.unload();
+        easel_models::give_back_memory();
         listener(Report::Unloaded { model });
     });
 }

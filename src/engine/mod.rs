@@ -12,7 +12,7 @@
 //! | `batch` | the running rows, in groups that may share a call |
 //! | `cost`, `memory` | how many rows a call should, and can, have |
 //! | `ledger` | what was measured, kept from one start to the next |
-//! | `watch` | the memory as it is seen, beside what was predicted |
+//! | `watch`, `rest` | the memory as it is seen, beside what was predicted; when what is kept goes back |
 //! | `prepare`, `embeddings` | prompts encoded and first latents set up beside the loop; text embeddings kept |
 //! | `decode`, `preview`, `quiet` | pictures made beside the loop, and what happens when memory is short for that |
 //! | `forecast`, `snapshot`, `meters` | what callers and operators are told |
@@ -38,6 +38,7 @@ mod preview;
 mod quiet;
 mod registry;
 mod residency;
+mod rest;
 mod snapshot;
 #[cfg(test)]
 mod tests;

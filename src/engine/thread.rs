@@ -25,6 +25,7 @@ use super::memory::Memory;
 use super::meters::{self, Meters};
 use super::prepare::Preparers;
 use super::registry::Model;
+use super::rest::Rest;
 use super::waiting::{Class, Entry, Waiting};
 use super::watch::MemoryWatch;
 use super::{EngineEvent, EngineOptions, QueueSnapshot, Work, WorkError};
@@ -64,6 +65,8 @@ pub(super) struct Engine {
     pub(super) weighed: (Instant, usize),
     /// When weights are to come or go next, if nothing happens before.
     pub(super) next_move: Option<Instant>,
+    /// Since when there has been nothing to do.
+    rest: Rest,
     /// When to end at the latest, once told to.
     closing: Option<Instant>,
     abandoned: bool,
@@ -112,6 +115,7 @@ impl Engine {
             loader,
             budget: options.weights_bytes,
             next_move: None,
+            rest: Rest::default(),
             watch: None,
             ledger: None,
             weighed: (Instant::now(), 0),
@@ -362,13 +366,19 @@ impl Engine {
 
     /// Waits for news, as there is nothing to step; false when none can come.
     fn wait(&mut self) -> bool {
-        let message = match self.closing.into_iter().chain(self.next_move).min() {
+        let rest = self.rest.ends(self.jobs.is_empty(), easel_models::kept_memory(), Instant::now());
+        let message = match self.closing.into_iter().chain(self.next_move).chain(rest).min() {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(end) => self.inbox.recv_timeout(end.saturating_duration_since(Instant::now())),
         };
         match message {
             Ok(message) => self.handle(message),
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                if rest.is_some_and(|end| Instant::now() >= end) {
+                    let bytes = easel_models::give_back_memory();
+                    tracing::debug!(bytes, "gave back memory that was kept for the next step");
+                }
+            }
             Err(RecvTimeoutError::Disconnected) => return false,
         }
         true
