@@ -4,7 +4,11 @@ use candle_core::{Result, Tensor, bail};
 
 #[cfg(feature = "onednn")]
 use crate::onednn;
-use crate::{count, cpu, cuda, linear::check_bias, plain};
+use crate::{
+    add, count, cpu, cuda,
+    linear::{check_bias, check_residual},
+    plain,
+};
 
 /// Zeros around an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -65,8 +69,9 @@ pub struct Conv2d {
     form: Form,
     in_channels: usize,
     out_channels: usize,
-    /// The pixels of the window.
-    window: usize,
+    config: Conv2dConfig,
+    /// The sides (h, w) of the window, in pixels.
+    kernel: (usize, usize),
 }
 
 /// The weights, as the form that was chosen when the layer was made keeps them.
@@ -121,7 +126,7 @@ impl Conv2d {
             bail!("conv2d: the stride must be at least 1");
         }
         let form = Form::new(&weight, bias.as_ref(), config)?;
-        Ok(Self { form, in_channels, out_channels, window: height * width })
+        Ok(Self { form, in_channels, out_channels, config, kernel: (height, width) })
     }
 
     /// The number of channels of the input.
@@ -141,20 +146,44 @@ impl Conv2d {
     /// # Errors
     /// If `x` has another number of channels, or is smaller than the window.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, _, _, channels) = x.dims4()?;
+        self.apply(x, None)
+    }
+
+    /// Convolves `x` and adds the residual, which has the shape and the type of the result: [`add`] of [`Conv2d::forward`] and
+    /// the residual, in one operation where a device has such a one (and so rounded once, not twice).
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward`], or if the residual is of another shape or type.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.apply(x, Some(residual))
+    }
+
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let (b, h, w, channels) = x.dims4()?;
         if channels != self.in_channels {
             bail!("conv2d: the input {:?} must end in {} channels", x.dims(), self.in_channels);
         }
+        if let Some(residual) = residual {
+            let (h, w) = self.config.output_size((h, w), self.kernel)?;
+            check_residual(residual, &[b, h, w, self.out_channels], x.dtype(), "conv2d")?;
+        }
+        let (within, behind) = match &self.form {
+            Form::Cpu(form) if form.adds(x) => (residual, None),
+            _ => (None, residual),
+        };
         let y = match &self.form {
             Form::Plain(form) => form.forward(x),
-            Form::Cpu(form) => form.forward(x),
+            Form::Cpu(form) => form.forward(x, within),
             #[cfg(feature = "onednn")]
             Form::OneDnn(form) => form.forward(x),
             #[cfg(feature = "cuda")]
             Form::Cuda(form) => form.forward(x),
             Form::CudaOwn(form) => form.forward(x),
         }?;
-        count::product(y.elem_count(), self.in_channels * self.window);
-        Ok(y)
+        count::product(y.elem_count(), self.in_channels * self.kernel.0 * self.kernel.1);
+        match behind {
+            Some(residual) => add(&y, residual),
+            None => Ok(y),
+        }
     }
 }

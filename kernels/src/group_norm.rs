@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::{cpu, cuda, plain};
+use crate::{add, cpu, cuda, plain};
 
 /// Normalises each group of channels over a row's positions, then scales and shifts each channel.
 ///
@@ -44,7 +44,7 @@ impl GroupNorm {
     /// # Errors
     /// If `x` has another number of channels, or another rank than 3 or 4.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.apply(x, false)
+        self.apply(x, None, false)
     }
 
     /// Normalises `x`, then applies SiLU.
@@ -52,17 +52,35 @@ impl GroupNorm {
     /// # Errors
     /// As [`GroupNorm::forward`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        self.apply(x, true)
+        self.apply(x, None, true)
     }
 
-    fn apply(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
+    /// Normalises the sum of `x` and a vector (b, c) for each row, which is added at every position, then applies SiLU:
+    /// [`GroupNorm::forward_silu`] of [`add`], in one operation where a device has such a one (and so with no rounding of
+    /// the sum).
+    ///
+    /// # Errors
+    /// As [`GroupNorm::forward`], or if the vectors are of another shape or type.
+    pub fn forward_sum_silu(&self, x: &Tensor, vector: &Tensor) -> Result<Tensor> {
+        self.apply(x, Some(vector), true)
+    }
+
+    fn apply(&self, x: &Tensor, vector: Option<&Tensor>, silu: bool) -> Result<Tensor> {
         let channels = self.weight.dim(0)?;
         if !(3..=4).contains(&x.rank()) || x.dims().last() != Some(&channels) {
             bail!("group_norm: the input {:?} must be (b, h, w, {channels}) or (b, n, {channels})", x.dims());
         }
-        if let (true, Some(packed)) = (cpu::takes(x), &self.packed) {
-            return packed.forward(x, silu);
+        if let Some(vector) = vector
+            && (vector.dims(), vector.dtype()) != (&[x.dim(0)?, channels], x.dtype())
+        {
+            let dtype = x.dtype();
+            bail!("group_norm: the vectors {vector:?} must be ({}, {channels}) in {dtype:?}", x.dim(0)?);
         }
+        if let (true, Some(packed)) = (cpu::takes(x), &self.packed) {
+            return packed.forward(x, vector, silu);
+        }
+        let sum = vector.map(|vector| add(x, vector)).transpose()?;
+        let x = sum.as_ref().unwrap_or(x);
         if cuda::takes(x) {
             return cuda::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, silu);
         }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use crate::cuda;
 #[cfg(feature = "onednn")]
 use crate::onednn;
-use crate::{Quantized, count, cpu, gelu_tanh, plain, plain_forms};
+use crate::{Quantized, add, count, cpu, gelu_tanh, plain, plain_forms};
 
 /// `y = x · Wᵀ + bias`, with the weight as PyTorch stores it.
 ///
@@ -131,21 +131,58 @@ impl Linear {
     /// # Errors
     /// If the last dimension of `x` is not `in`, or candle fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.apply(x, None)
+    }
+
+    /// Maps `x` (.., in) to (.., out) and adds the residual, which has the shape and the type of the result: [`add`] of
+    /// [`Linear::forward`] and the residual, in one operation where a device has such a one (and so rounded once, not twice).
+    ///
+    /// # Errors
+    /// As [`Linear::forward`], or if the residual is of another shape or type.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.apply(x, Some(residual))
+    }
+
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         self.check(x)?;
+        if let Some(residual) = residual {
+            let mut shape = x.dims().to_vec();
+            shape.pop();
+            shape.push(self.out_features);
+            check_residual(residual, &shape, x.dtype(), "linear")?;
+        }
         count::product(x.elem_count() / self.in_features * self.out_features, self.in_features);
-        match &self.form {
+        let (within, behind) = match &self.form {
+            Form::Cpu(form) if form.adds(x) => (residual, None),
+            Form::CpuQuantized(_) => (residual, None),
+            _ => (None, residual),
+        };
+        let y = match &self.form {
             Form::Plain(form) => form.forward(x),
-            Form::Cpu(form) => form.forward(x),
+            Form::Cpu(form) => form.forward(x, within),
             #[cfg(feature = "onednn")]
             Form::OneDnn(form) => form.forward(x),
             Form::PlainQuantized(form) => form.forward(x),
-            Form::CpuQuantized(form) => form.forward(x),
+            Form::CpuQuantized(form) => form.forward(x, within),
             #[cfg(feature = "cuda")]
             Form::Cuda(form) => form.forward(x),
             #[cfg(feature = "cuda")]
             Form::CudaQuantized(form) => cuda::Linear::new(&form.weight()?, form.bias())?.forward(x),
+        }?;
+        match behind {
+            Some(residual) => add(&y, residual),
+            None => Ok(y),
         }
     }
+}
+
+/// Fails if a residual has not the shape and the type of the result.
+pub(crate) fn check_residual(residual: &Tensor, shape: &[usize], dtype: DType, operation: &str) -> Result<()> {
+    if (residual.dims(), residual.dtype()) != (shape, dtype) {
+        let (dims, own) = (residual.dims(), residual.dtype());
+        bail!("{operation}: the residual is {dims:?} in {own:?}, but the result {shape:?} in {dtype:?}");
+    }
+    Ok(())
 }
 
 /// Fails if a bias is there and is not (channels).

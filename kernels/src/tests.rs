@@ -49,8 +49,14 @@ fn cases() -> Result<Vec<Case>> {
     for (n, features, out) in [(1, 1, 1), (1, 320, 129), (7, 5, 3), (77, 33, 70), (130, 257, 67), (16, 700, 64)] {
         let linear = Linear::new(noise(1, (out, features))?, Some(noise(2, out)?))?;
         let free = Linear::new(noise(3, (out, features))?, None)?;
+        let (sum, free_sum) = (linear.clone(), free.clone());
         cases.push(case("linear", &[&[n, features]], move |x| linear.forward(&x[0])));
         cases.push(case("linear without bias", &[&[n, features]], move |x| free.forward(&x[0])));
+        cases
+            .push(case("linear with a residual", &[&[n, features], &[n, out]], move |x| sum.forward_add(&x[0], &x[1])));
+        cases.push(case("linear without bias, with a residual", &[&[n, features], &[n, out]], move |x| {
+            free_sum.forward_add(&x[0], &x[1])
+        }));
         let flat = Linear::new(noise(1, (out, features))?, Some(noise(2, out)?))?;
         cases.push(case("linear of vectors", &[&[features]], move |x| flat.forward(&x[0])));
     }
@@ -78,6 +84,11 @@ fn cases() -> Result<Vec<Case>> {
         let config = Conv2dConfig { stride, padding };
         let conv = Conv2d::new(weight.clone(), Some(noise(5, out)?), config)?;
         let free = Conv2d::new(weight, None, config)?;
+        let (h, w) = config.output_size((image[0], image[1]), kernel)?;
+        let sum = conv.clone();
+        cases.push(case(&format!("conv2d {kernel:?} {config:?} with a residual"), &[&image, &[h, w, out]], move |x| {
+            sum.forward_add(&x[0], &x[1])
+        }));
         cases.push(case(&format!("conv2d {kernel:?} {config:?}"), &[&image], move |x| conv.forward(&x[0])));
         cases.push(case(&format!("conv2d {kernel:?} without bias"), &[&image], move |x| free.forward(&x[0])));
     }
@@ -92,7 +103,10 @@ fn cases() -> Result<Vec<Case>> {
     ] {
         let channels = *shape.last().unwrap_or(&0);
         let norm = GroupNorm::new(noise(6, channels)?, noise(7, channels)?, groups, 1e-5)?;
-        let with_silu = norm.clone();
+        let (with_silu, of_sum) = (norm.clone(), norm.clone());
+        cases.push(case(&format!("group_norm_silu of a sum {groups}"), &[&shape, &[channels]], move |x| {
+            of_sum.forward_sum_silu(&x[0], &x[1])
+        }));
         cases.push(case(&format!("group_norm {groups}"), &[&shape], move |x| norm.forward(&x[0])));
         cases.push(case(&format!("group_norm_silu {groups}"), &[&shape], move |x| with_silu.forward_silu(&x[0])));
     }
@@ -336,6 +350,63 @@ fn attention_in_tiles_gives_what_f32_gives_to_the_precision_of_bf16() -> Result<
     cpu::with_tiles(|| assert_rows_stand_alone(&cases, DType::BF16))
 }
 
+#[test]
+fn a_residual_is_added_before_the_only_rounding() -> Result<()> {
+    assert_residuals()?;
+    cpu::with_tiles(assert_residuals)
+}
+
+fn assert_residuals() -> Result<()> {
+    let half = |x: Tensor| x.to_dtype(DType::BF16);
+    let exact = |x: &Tensor| x.to_dtype(DType::F32);
+    let config = Conv2dConfig { stride: 1, padding: Padding::same(1) };
+    for (features, out) in [(34, 35), (5200, 49), (64, 96)] {
+        let (weight, bias) = (half(noise(1, (out, features))?)?, half(noise(2, out)?)?);
+        let linear = Linear::new(weight.clone(), Some(bias.clone()))?;
+        let reference = Linear::new(exact(&weight)?, Some(exact(&bias)?))?;
+        let kernel = half(noise(3, (out, 34, 3, 3))?)?;
+        let conv = Conv2d::new(kernel.clone(), Some(bias.clone()), config)?;
+        let reference_conv = Conv2d::new(exact(&kernel)?, Some(exact(&bias)?), config)?;
+        let (x, residual) = (half(noise(4, (3, 65, features))?)?, half(noise(5, (3, 65, out))?)?);
+        let (image, beside) = (half(noise(6, (3, 7, 5, 34))?)?, half(noise(7, (3, 7, 5, out))?)?);
+        for (ours, exact) in [
+            (linear.forward_add(&x, &residual)?, reference.forward_add(&exact(&x)?, &exact(&residual)?)?),
+            (conv.forward_add(&image, &beside)?, reference_conv.forward_add(&exact(&image)?, &exact(&beside)?)?),
+        ] {
+            let rounded = exact.to_dtype(DType::BF16)?;
+            // Sums in another order round to the other side now and then.
+            let same = bits(&ours)?.iter().zip(bits(&rounded)?).filter(|(ours, theirs)| **ours == *theirs).count();
+            assert!(same * 100 >= ours.elem_count() * 98, "{same} of {}", ours.elem_count());
+            assert!(distance(&ours, &exact)? < 2e-3);
+        }
+        // Rows and values of other layouts.
+        let together = linear.forward_add(&x, &residual)?;
+        let alone = linear.forward_add(&x.narrow(0, 2, 1)?, &residual.narrow(0, 2, 1)?)?;
+        assert_eq!(bits(&together.narrow(0, 2, 1)?)?, bits(&alone)?);
+        let turned = residual.transpose(0, 1)?.contiguous()?.transpose(0, 1)?;
+        assert_eq!(bits(&linear.forward_add(&x, &turned)?)?, bits(&together)?);
+        // A layer of bf16 weights between values in f32 adds what is not rounded to them.
+        let (x, residual) = (exact(&x)?, (noise(8, (3, 65, out))? * 1e-3)?);
+        let sum = (linear.forward(&x)? + &residual)?;
+        assert_eq!(bits(&linear.forward_add(&x, &residual)?)?, bits(&sum)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_residual_of_another_shape_or_type_is_refused() -> Result<()> {
+    let linear = Linear::new(noise(1, (5, 3))?, None)?;
+    let x = noise(2, (2, 7, 3))?;
+    let error = linear.forward_add(&x, &noise(3, (2, 5, 7))?).unwrap_err().to_string();
+    assert!(error.contains("linear: the residual is [2, 5, 7] in F32, but the result [2, 7, 5] in F32"), "{error}");
+    assert!(linear.forward_add(&x, &noise(3, (2, 7, 5))?.to_dtype(DType::F16)?).is_err());
+    let conv = Conv2d::new(noise(4, (5, 3, 3, 3))?, None, Conv2dConfig::default())?;
+    assert!(conv.forward_add(&noise(5, (1, 6, 6, 3))?, &noise(6, (1, 6, 6, 5))?).is_err());
+    let norm = GroupNorm::new(noise(7, 6)?, noise(8, 6)?, 3, 1e-5)?;
+    assert!(norm.forward_sum_silu(&noise(9, (2, 4, 6))?, &noise(10, (1, 6))?).is_err());
+    Ok(())
+}
+
 /// Weights in few bits, with the same in f32.
 fn quantized(out: usize, features: usize) -> Result<Vec<(Quantized, Tensor)>> {
     use candle_core::quantized::{GgmlDType, QTensor};
@@ -377,6 +448,9 @@ fn a_weight_in_few_bits_gives_the_bits_of_the_same_weight_in_f32() -> Result<()>
             let same = Linear::new(spread, Some(bias.clone()))?.forward(&x)?;
             let layer = Linear::quantized(&weight, Some(bias.clone()), DType::F32, &Device::Cpu)?;
             assert_eq!(bits(&layer.forward(&x)?)?, bits(&same)?, "{weight:?}");
+            let residual = noise(24, (rows, out))?;
+            let summed = layer.forward_add(&x, &residual)?;
+            assert_eq!(bits(&summed)?, bits(&(&same + &residual)?)?, "{weight:?}");
             let alone = layer.forward(&x.narrow(0, rows - 1, 1)?)?;
             assert_eq!(bits(&alone)?, bits(&same.narrow(0, rows - 1, 1)?)?, "{weight:?}");
             let plain = with_plain_forms(|| {

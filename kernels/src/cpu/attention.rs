@@ -152,7 +152,8 @@ unsafe fn query_block(
         // SAFETY: the pointers are at `d` scaled values, and the scores have room for `keys` of each query.
         unsafe {
             let (right, to) = (&block.keys, scores.as_mut_ptr());
-            Block { rows, right, panels, start: Start::Bias(None), pass: PASS_DEPTH, to, stride: widest }.compute();
+            let (start, residual, pass) = (Start::Bias(None), None, PASS_DEPTH);
+            Block { rows, right, panels, start, residual, pass, to, stride: widest }.compute();
         }
         for query in 0..count {
             let scores = &mut scores[query * widest..][..keys];
@@ -173,8 +174,8 @@ unsafe fn query_block(
         let start = if index == 0 { Start::Bias(None) } else { Start::Result };
         // SAFETY: the pointers are at `keys` scores, and the sums have room for `d` values of each query.
         unsafe {
-            Block { rows, right: &block.values, panels, start, pass: PASS_DEPTH, to: sums.as_mut_ptr(), stride: d }
-                .compute();
+            let (right, residual, to) = (&block.values, None, sums.as_mut_ptr());
+            Block { rows, right, panels, start, residual, pass: PASS_DEPTH, to, stride: d }.compute();
         }
     }
     for query in 0..count {

@@ -8,10 +8,10 @@ use half::bf16;
 use super::{
     element::{Element, in_own_type},
     linear::Right,
-    product::multiply,
+    product::{Addends, multiply},
     product_bf16, tensor,
     winograd::{Sizes, Tile, Winograd},
-    with, with_bf16, with_values,
+    with, with_bf16, with_some, with_values,
 };
 use crate::{Conv2dConfig, dispatch::direct_convolutions};
 
@@ -59,10 +59,18 @@ impl Conv2d {
         Ok(Self { weight, bias, config, kernel: (kh, kw) })
     }
 
-    /// `x` (b, h, w, in) to (b, h', w', out).
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// Whether a residual like `x` can be added by the convolution itself: a product of bf16 values takes no others.
+    pub(crate) fn adds(&self, x: &Tensor) -> bool {
+        match &self.weight {
+            Weight::Taps(weight) => weight.adds(x),
+            Weight::Winograd(_) => true,
+        }
+    }
+
+    /// `x` (b, h, w, in) to (b, h', w', out), with the residual of that shape added.
+    pub(crate) fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let weight = match &self.weight {
-            Weight::Winograd(weight) => return in_own_type!(x, winograd(self, weight, x)),
+            Weight::Winograd(weight) => return in_own_type!(x, winograd(self, weight, x, residual)),
             Weight::Taps(weight) => weight,
         };
         let (b, h, w, channels) = x.dims4()?;
@@ -75,17 +83,23 @@ impl Conv2d {
                 let beyond = vec![0.0; channels];
                 let geometry = self.geometry((h, w), result, values, &beyond);
                 let fill = |range: Range<usize>, table: &mut [*const f32]| geometry.pointers(range, table);
-                // SAFETY: `pointers` gives pointers at `channels` values, and the weight's depth is taps · channels.
-                let y = unsafe { multiply(pixels, (taps, channels), weight, bias, fill) };
-                tensor(y, shape, x)
+                with_some(residual, |residual| {
+                    let addends = Addends { bias, residual };
+                    // SAFETY: `pointers` gives pointers at `channels` values, and the weight's depth is taps · channels.
+                    let y = unsafe { multiply(pixels, (taps, channels), weight, addends, fill) };
+                    tensor(y, shape, x)
+                })
             }),
             Right::Bf16(weight) => with_bf16(x, |values| {
                 let beyond = vec![bf16::ZERO; channels];
                 let geometry = self.geometry((h, w), result, values, &beyond);
                 let fill = |range: Range<usize>, table: &mut [*const bf16]| geometry.pointers(range, table);
-                // SAFETY: as above, and bf16 was chosen because such products are taken.
-                let y = unsafe { product_bf16::multiply(pixels, (taps, channels), weight, bias, fill) };
-                Tensor::from_vec(y, shape, x.device())?.to_dtype(x.dtype())
+                with_some(residual, |residual| {
+                    let addends = Addends { bias, residual };
+                    // SAFETY: as above, and bf16 was chosen because such products are taken.
+                    let y = unsafe { product_bf16::multiply(pixels, (taps, channels), weight, addends, fill) };
+                    Tensor::from_vec(y, shape, x.device())?.to_dtype(x.dtype())
+                })
             }),
         }
     }
@@ -110,12 +124,13 @@ pub(super) fn tile(shape: &[usize], stride: usize, dtype: DType) -> Option<Tile>
     Tile::of(shape, stride).filter(|_| !in_bf16() && !direct_convolutions())
 }
 
-fn winograd<E: Element>(conv: &Conv2d, weight: &Winograd, x: &Tensor) -> Result<Tensor> {
+fn winograd<E: Element>(conv: &Conv2d, weight: &Winograd, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
     let (images, h, w, _) = x.dims4()?;
     let result = conv.config.output_size((h, w), conv.kernel)?;
     let padding = (conv.config.padding.top, conv.config.padding.left);
+    let (sizes, bias) = (Sizes { images, image: (h, w), result, padding }, conv.bias.as_deref());
     let y = with(x, |values: &[E]| {
-        Ok(weight.convolve(values, Sizes { images, image: (h, w), result, padding }, conv.bias.as_deref()))
+        with_some(residual, |residual| Ok(weight.convolve(values, sizes, Addends { bias, residual })))
     })?;
     tensor(y, (images, result.0, result.1, weight.columns()), x)
 }

@@ -8,9 +8,9 @@ use half::bf16;
 use super::{
     buffer::{Target, filled, room},
     pool::collect,
-    product::{Packed, multiply, multiply_into},
+    product::{Addends, Packed, multiply, multiply_into},
     product_bf16::{self, PackedBf16},
-    tensor, with_bf16, with_values,
+    tensor, with_bf16, with_some, with_values,
 };
 use crate::Quantized;
 
@@ -53,6 +53,11 @@ impl Right {
         Ok(Self::F32(Arc::new(with_values(weight, pack)?)))
     }
 
+    /// Whether the product adds a residual like `x` itself, so that it is not rounded more than once.
+    pub(super) fn adds(&self, x: &Tensor) -> bool {
+        matches!(self, Self::F32(_)) || x.dtype() == DType::BF16
+    }
+
     pub(super) fn depth(&self) -> usize {
         match self {
             Self::F32(packed) => packed.depth(),
@@ -69,6 +74,11 @@ impl Right {
 }
 
 impl Linear {
+    /// Whether a residual like `x` can be added by the product itself: one of bf16 values takes no others.
+    pub(crate) fn adds(&self, x: &Tensor) -> bool {
+        self.weight.adds(x)
+    }
+
     /// Packs the weight (out, in).
     pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let (out, features) = weight.dims2()?;
@@ -77,8 +87,8 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// `x` (.., in) to (.., out).
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `x` (.., in) to (.., out), with the residual of the same shape added.
+    pub(crate) fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let features = self.weight.depth();
         let mut shape = x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
@@ -87,16 +97,21 @@ impl Linear {
         let bias = self.bias.as_deref();
         match &self.weight {
             Right::F32(weight) => with_values(x, |values| {
-                let rows = values.len() / features;
-                // SAFETY: each pointer is at a line of `features` values, the depth of the weight.
-                let y = unsafe { multiply(rows, (1, features), weight, bias, lines(values, features)) };
-                tensor(y, shape, x)
+                with_some(residual, |residual| {
+                    let (rows, addends) = (values.len() / features, Addends { bias, residual });
+                    // SAFETY: each pointer is at a line of `features` values, the depth of the weight.
+                    let y = unsafe { multiply(rows, (1, features), weight, addends, lines(values, features)) };
+                    tensor(y, shape, x)
+                })
             }),
             Right::Bf16(weight) => with_bf16(x, |values| {
-                let rows = values.len() / features;
-                // SAFETY: as above, and bf16 was chosen because such products are taken.
-                let y = unsafe { product_bf16::multiply(rows, (1, features), weight, bias, lines(values, features)) };
-                Tensor::from_vec(y, shape, x.device())?.to_dtype(x.dtype())
+                with_some(residual, |residual| {
+                    let (rows, addends) = (values.len() / features, Addends { bias, residual });
+                    let fill = lines(values, features);
+                    // SAFETY: as above, and bf16 was chosen because such products are taken.
+                    let y = unsafe { product_bf16::multiply(rows, (1, features), weight, addends, fill) };
+                    Tensor::from_vec(y, shape, x.device())?.to_dtype(x.dtype())
+                })
             }),
         }
     }
@@ -129,8 +144,8 @@ impl QuantizedLinear {
         Ok(Self { weight: weight.to_owned_bytes(), bias })
     }
 
-    /// `x` (.., in) to (.., out).
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `x` (.., in) to (.., out), with the residual of the same shape added.
+    pub(crate) fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let (out, features) = (self.weight.dims()[0], self.weight.elem_count() / self.weight.dims()[0]);
         let mut shape = x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
@@ -138,27 +153,31 @@ impl QuantizedLinear {
         }
         let each = (SPREAD_VALUES / features / SPREAD_OUTPUTS).max(1) * SPREAD_OUTPUTS;
         with_values(x, |values| {
-            let rows = values.len() / features;
-            let mut result = room(rows * out);
-            let target = Target::new(&mut result);
-            let work = self.weight.elem_count() * (rows + 1);
-            let parts = collect(out.div_ceil(each), work, |part| {
-                let outputs = part * each..out.min((part + 1) * each);
-                let weight = self.weight.rows(outputs.clone())?;
-                let packed = Packed::new(features, outputs.len(), |depth, column| weight[column * features + depth]);
-                drop(weight);
-                let bias = self.bias.as_ref().map(|bias| &bias[outputs.clone()]);
-                // SAFETY: each pointer is at a line of `features` values, the depth of the weight; the outputs of the
-                // parts do not overlap.
-                unsafe {
-                    let to = target.from(outputs.start);
-                    multiply_into(to, out, rows, (1, features), &packed, bias, lines(values, features));
-                }
-                Ok(())
-            });
-            parts.into_iter().collect::<Result<()>>()?;
-            // SAFETY: the parts cover all outputs of all rows.
-            tensor(unsafe { filled(result) }, shape, x)
+            with_some(residual, |residual| {
+                let rows = values.len() / features;
+                let mut result = room(rows * out);
+                let target = Target::new(&mut result);
+                let work = self.weight.elem_count() * (rows + 1);
+                let parts = collect(out.div_ceil(each), work, |part| {
+                    let outputs = part * each..out.min((part + 1) * each);
+                    let weight = self.weight.rows(outputs.clone())?;
+                    let packed =
+                        Packed::new(features, outputs.len(), |depth, column| weight[column * features + depth]);
+                    drop(weight);
+                    let bias = self.bias.as_ref().map(|bias| &bias[outputs.clone()]);
+                    let addends = Addends { bias, residual: residual.map(|all| &all[outputs.start.min(all.len())..]) };
+                    // SAFETY: each pointer is at a line of `features` values, the depth of the weight; the outputs of the
+                    // parts do not overlap.
+                    unsafe {
+                        let to = target.from(outputs.start);
+                        multiply_into(to, out, rows, (1, features), &packed, addends, lines(values, features));
+                    }
+                    Ok(())
+                });
+                parts.into_iter().collect::<Result<()>>()?;
+                // SAFETY: the parts cover all outputs of all rows.
+                tensor(unsafe { filled(result) }, shape, x)
+            })
         })
     }
 }

@@ -81,9 +81,6 @@ pub fn bf16_products() -> &'static str {
 
 /// Gives `f` the values of `x`, contiguous and in f32.
 pub(crate) fn with_values<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    if x.dtype() == DType::BF16 {
-        return with_bf16(x, |values| f(&convert::to_f32(values)));
-    }
     with(x, f)
 }
 
@@ -94,12 +91,28 @@ pub(crate) fn with_bf16<T>(x: &Tensor, f: impl FnOnce(&[bf16]) -> Result<T>) -> 
 
 /// Gives `f` the values of `x`, contiguous and of type `E`.
 fn with<E: Element, T>(x: &Tensor, f: impl FnOnce(&[E]) -> Result<T>) -> Result<T> {
-    let x = x.to_dtype(E::DTYPE)?.contiguous()?;
+    let x = contiguous(x, E::DTYPE)?;
     let (storage, layout) = x.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(values), Some((from, to))) => f(&E::cpu_storage_as_slice(values)?[from..to]),
         _ => bail!("a contiguous tensor on the CPU is expected, not {:?} on {:?}", x.layout(), x.device()),
     }
+}
+
+/// As [`with`], for a tensor that may be missing.
+fn with_some<E: Element, T>(x: Option<&Tensor>, f: impl FnOnce(Option<&[E]>) -> Result<T>) -> Result<T> {
+    match x {
+        Some(x) => with(x, |values| f(Some(values))),
+        None => f(None),
+    }
+}
+
+/// `x` contiguous and of this type.
+fn contiguous(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if (x.dtype(), dtype) == (DType::BF16, DType::F32) {
+        return with(x, |values| Tensor::from_vec(convert::to_f32(values), x.shape(), &Device::Cpu));
+    }
+    x.to_dtype(dtype)?.contiguous()
 }
 
 /// The tensor of `values`, in the type of `like`.

@@ -32,16 +32,18 @@ impl GroupNorm {
         Ok(Self { weight: values(weight)?, bias: values(bias)?, groups, eps })
     }
 
-    /// `x` (b, .., c), then SiLU if `silu`.
-    pub(crate) fn forward(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
-        in_own_type!(x, group_norm(self, x, silu))
+    /// `x` (b, .., c) with a vector (b, c) added at every position, then SiLU if `silu`.
+    pub(crate) fn forward(&self, x: &Tensor, vector: Option<&Tensor>, silu: bool) -> Result<Tensor> {
+        let Some(vector) = vector else { return in_own_type!(x, group_norm(self, x, None, silu)) };
+        with_values(vector, |vectors| in_own_type!(x, group_norm(self, x, Some(vectors), silu)))
     }
 
-    /// What to do with each channel of a row, from the sums of its chunks.
+    /// What to do with each channel of a row, from the sums of its chunks and from the row's vector, which moves the mean of
+    /// the channel and nothing else.
     ///
     /// The sums are about a shift of each channel, its first value, so that a mean far from zero cancels no digits;
     /// channels are put together by their means and squares (Chan, Golub and LeVeque, 1983).
-    fn channel_map(&self, sums: &[f32], shift: &[f32], row_len: usize) -> ChannelMap {
+    fn channel_map(&self, sums: &[f32], shift: &[f32], vector: Option<&[f32]>, row_len: usize) -> ChannelMap {
         let channels = self.weight.len();
         let (size, count) = (channels / self.groups, (row_len / channels) as f64);
         let mut total = vec![0f64; 2 * channels];
@@ -54,7 +56,8 @@ impl GroupNorm {
         let mut map = ChannelMap::default();
         for group in 0..self.groups {
             let members = group * size..(group + 1) * size;
-            let mean_of = |channel: usize| f64::from(shift[channel]) + sum[channel] / count;
+            let moved = |channel: usize| vector.map_or(0.0, |vector| f64::from(vector[channel]));
+            let mean_of = |channel: usize| f64::from(shift[channel]) + sum[channel] / count + moved(channel);
             let mean = members.clone().map(mean_of).sum::<f64>() / size as f64;
             let squares: f64 = members
                 .clone()
@@ -63,6 +66,7 @@ impl GroupNorm {
             let factor = 1.0 / (squares.max(0.0) / (count * size as f64) + self.eps).sqrt();
             for channel in members {
                 let scale = factor * f64::from(self.weight[channel]);
+                let mean = mean - moved(channel);
                 let rounded = mean as f32;
                 map.means.push(rounded);
                 map.scales.push(scale as f32);
@@ -73,7 +77,7 @@ impl GroupNorm {
     }
 }
 
-fn group_norm<E: Element>(norm: &GroupNorm, x: &Tensor, silu: bool) -> Result<Tensor> {
+fn group_norm<E: Element>(norm: &GroupNorm, x: &Tensor, vectors: Option<&[f32]>, silu: bool) -> Result<Tensor> {
     let (rows, channels) = (x.dim(0)?, norm.weight.len());
     with(x, |values: &[E]| {
         let row_len = values.len() / rows.max(1);
@@ -102,7 +106,8 @@ fn group_norm<E: Element>(norm: &GroupNorm, x: &Tensor, silu: bool) -> Result<Te
         let channel_maps: Vec<ChannelMap> = (0..rows)
             .map(|row| {
                 let sums = &sums[row * chunks * 2 * channels..][..chunks * 2 * channels];
-                norm.channel_map(sums, &shifts(row), row_len)
+                let vector = vectors.map(|vectors| &vectors[row * channels..][..channels]);
+                norm.channel_map(sums, &shifts(row), vector, row_len)
             })
             .collect();
 

@@ -35,6 +35,34 @@ const LARGE_LINES: usize = 1 << 16;
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
+/// What is added to the sums of a product.
+#[derive(Clone, Copy)]
+pub(super) struct Addends<'a, T> {
+    /// Added to each column.
+    pub(super) bias: Option<&'a [f32]>,
+    /// Added to each element, last: the first row's first column is the first value, and a row has as many as one of the
+    /// whole result.
+    pub(super) residual: Option<&'a [T]>,
+}
+
+impl<T> Addends<'_, T> {
+    /// The same for a part of the result that begins at element `place` in a row's first column.
+    pub(super) fn behind(self, place: usize) -> Self {
+        Self { residual: self.residual.map(|residual| &residual[place..]), ..self }
+    }
+
+    /// The same for the columns from `column` on.
+    pub(super) fn of_columns(self, column: usize) -> Self {
+        Self { bias: self.bias.map(|bias| &bias[column..]), ..self.behind(column) }
+    }
+
+    /// Whether there are values enough for `rows` of the result, `stride` apart, with `columns` each.
+    pub(super) fn fit(&self, rows: usize, stride: usize, columns: usize) -> bool {
+        let least = rows.checked_sub(1).map_or(0, |rows| rows * stride + columns);
+        self.bias.is_none_or(|bias| bias.len() == columns) && self.residual.is_none_or(|of| of.len() >= least)
+    }
+}
+
 /// The right side (depth, columns) of a product, packed for this processor.
 #[derive(Debug)]
 pub(super) struct Packed {
@@ -112,14 +140,14 @@ pub(super) unsafe fn multiply(
     count: usize,
     (taps, channels): (usize, usize),
     right: &Packed,
-    bias: Option<&[f32]>,
+    addends: Addends<'_, f32>,
     fill: impl Fn(std::ops::Range<usize>, &mut [*const f32]) + Sync + Send,
 ) -> Vec<f32> {
     let mut result = room(count * right.columns);
     let target = Target::new(&mut result);
     // SAFETY: the pointers are as the caller promised, and the product covers the result.
     unsafe {
-        multiply_into(target, right.columns, count, (taps, channels), right, bias, fill);
+        multiply_into(target, right.columns, count, (taps, channels), right, addends, fill);
         filled(result)
     }
 }
@@ -127,16 +155,18 @@ pub(super) unsafe fn multiply(
 /// [`multiply`] with the result's first element at `target` and `stride` values from a row to the next.
 ///
 /// # Safety
-/// As [`multiply`]; and the result must be writable for the columns of each row, and nobody else's meanwhile.
+/// As [`multiply`]; and the result must be writable for the columns of each row, and nobody else's meanwhile. The residual's
+/// rows have the result's stride.
 pub(super) unsafe fn multiply_into(
     target: Target,
     stride: usize,
     count: usize,
     (taps, channels): (usize, usize),
     right: &Packed,
-    bias: Option<&[f32]>,
+    addends: Addends<'_, f32>,
     fill: impl Fn(std::ops::Range<usize>, &mut [*const f32]) + Sync + Send,
 ) {
+    assert!(addends.fit(count, stride, right.columns), "the bias and the residual have the result's sizes");
     // Weights too large for the caches are read once for each block, so a block then has more rows.
     let rows = if right.lines.len() > LARGE_LINES { 4 * BLOCK_ROWS } else { BLOCK_ROWS };
     let (blocks, panels) = (count.div_ceil(rows), right.panels());
@@ -152,8 +182,11 @@ pub(super) unsafe fn multiply_into(
         // SAFETY: the pointers are as the caller promised, and the tasks' rows and panels do not overlap.
         unsafe {
             let column = panels.clone().next().map_or(0, |first| right.columns_of(first).start);
-            let to = target.at(range.start * stride + column);
-            Block { rows, right, panels, start: Start::Bias(bias), pass: PASS_DEPTH, to, stride }.compute();
+            let place = range.start * stride + column;
+            let to = target.at(place);
+            let residual = addends.residual.map(|residual| residual[place..].as_ptr());
+            let start = Start::Bias(addends.bias);
+            Block { rows, right, panels, start, residual, pass: PASS_DEPTH, to, stride }.compute();
         }
     });
 }
@@ -186,6 +219,8 @@ pub(super) struct Block<'a> {
     pub(super) right: &'a Packed,
     pub(super) panels: std::ops::Range<usize>,
     pub(super) start: Start<'a>,
+    /// What is added to the sums last: its first row's first column of the panels', of rows as far apart as the result's.
+    pub(super) residual: Option<*const f32>,
     /// The depth of one pass over the rows. Each pass is summed by itself, and added to those before.
     pub(super) pass: usize,
     /// The first row's first column of the panels'.
@@ -199,7 +234,7 @@ impl Block<'_> {
     ///
     /// # Safety
     /// Every pointer of the rows must be readable for `channels` values, the result writable (and readable, for
-    /// [`Start::Result`]) for the columns of each row, and taps · channels must be the depth of the right side.
+    /// [`Start::Result`]) for the columns of each row, as the residual is readable, and taps · channels must be the depth of the right side.
     #[inline]
     pub(super) unsafe fn compute(self) {
         debug_assert_eq!(self.rows.taps * self.rows.channels, self.right.depth);
@@ -212,6 +247,7 @@ struct Pass {
     taps: std::ops::Range<usize>,
     channel: usize,
     channels: usize,
+    last: bool,
 }
 
 impl WithSimd for Block<'_> {
@@ -225,7 +261,9 @@ impl WithSimd for Block<'_> {
         for tap in (0..taps).step_by(taps_per_pass) {
             let taps = tap..taps.min(tap + taps_per_pass);
             for channel in (0..channels).step_by(self.pass) {
-                let pass = Pass { taps: taps.clone(), channel, channels: self.pass.min(channels - channel) };
+                let count = self.pass.min(channels - channel);
+                let last = taps.end == self.rows.taps && channel + count == channels;
+                let pass = Pass { taps: taps.clone(), channel, channels: count, last };
                 self.pass(simd, &pass, start);
                 start = Start::Result;
             }
@@ -240,8 +278,10 @@ impl Block<'_> {
         let origin = self.panels.clone().next().map_or(0, |first| self.right.panel(first).first);
         for index in self.panels.clone() {
             let panel = self.right.panel(index);
-            // SAFETY: the panel's columns lie in the result's rows.
-            let to = unsafe { self.to.add((panel.first - origin) * S::F32_LANES) };
+            let column = (panel.first - origin) * S::F32_LANES;
+            let residual = self.residual.filter(|_| pass.last);
+            // SAFETY: the panel's columns lie in the result's rows, and in the residual's.
+            let to = unsafe { (self.to.add(column), residual.map(|residual| residual.add(column))) };
             let mut row = 0;
             while row < self.rows.count {
                 let left = self.rows.count - row;
@@ -268,7 +308,8 @@ impl Block<'_> {
         }
     }
 
-    /// R rows times a panel of V vectors, all sums in registers; `to` is the first row's first column of the panel.
+    /// R rows times a panel of V vectors, all sums in registers; `to` is the first row's first column of the panel, and so is what
+    /// is to be added to it.
     ///
     /// # Safety
     /// As [`Block::compute`]; the rows `row..row + R` must exist.
@@ -279,15 +320,15 @@ impl Block<'_> {
         pass: &Pass,
         panel: Panel,
         row: usize,
-        to: *mut f32,
+        (to, residual): (*mut f32, Option<*const f32>),
         start: Start,
     ) {
         let column = panel.first * S::F32_LANES;
         let columns = self.right.columns - column;
         // SAFETY: the pointers stay in the panel, the rows' values, the bias and the result, as promised; a broken
-        // vector of the bias or the result is read and written only as far as there are columns.
+        // vector of the bias, the residual or the result is read and written only as far as there are columns.
         unsafe {
-            let to = |r: usize, v: usize| to.add((row + r) * self.stride + v * S::F32_LANES);
+            let place = |r: usize, v: usize| (row + r) * self.stride + v * S::F32_LANES;
             let mut sums = [[simd.splat_f32s(0.0); V]; R];
             for v in 0..V {
                 let left = columns - v * S::F32_LANES;
@@ -303,9 +344,12 @@ impl Block<'_> {
                 for (v, mut sum) in sums.into_iter().enumerate() {
                     let left = columns - v * S::F32_LANES;
                     if let Start::Result = start {
-                        sum = simd.add_f32s(sum, load(simd, to(r, v), left));
+                        sum = simd.add_f32s(sum, load(simd, to.add(place(r, v)), left));
                     }
-                    store(simd, to(r, v), left, sum);
+                    if let Some(residual) = residual {
+                        sum = simd.add_f32s(sum, load(simd, residual.add(place(r, v)), left));
+                    }
+                    store(simd, to.add(place(r, v)), left, sum);
                 }
             }
         }

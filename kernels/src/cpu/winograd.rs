@@ -24,7 +24,7 @@ use super::{
     buffer::{Target, filled, room},
     element::Element,
     pool::{tasks, threads},
-    product::{Block, PANEL_VECTORS, Packed, Rows, Start},
+    product::{Addends, Block, PANEL_VECTORS, Packed, Rows, Start},
     simd::{dispatch, lanes, load},
     with_values,
 };
@@ -107,11 +107,11 @@ impl Winograd {
         Ok(Self { tile, places })
     }
 
-    /// Convolves the images (images, h, w, in) to (images, h', w', out).
-    pub(super) fn convolve<E: Element>(&self, values: &[E], sizes: Sizes, bias: Option<&[f32]>) -> Vec<E> {
+    /// Convolves the images (images, h, w, in) to (images, h', w', out), and adds what is to be added.
+    pub(super) fn convolve<E: Element>(&self, values: &[E], sizes: Sizes, addends: Addends<'_, E>) -> Vec<E> {
         match self.tile {
-            Tile::Two => Convolution::<E, Two, 4, 2>::new(&self.places, values, sizes, bias).compute(),
-            Tile::Four => Convolution::<E, Four, 6, 4>::new(&self.places, values, sizes, bias).compute(),
+            Tile::Two => Convolution::<E, Two, 4, 2>::new(&self.places, values, sizes, addends).compute(),
+            Tile::Four => Convolution::<E, Four, 6, 4>::new(&self.places, values, sizes, addends).compute(),
         }
     }
 
@@ -140,7 +140,7 @@ fn places<F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(
 struct Convolution<'a, E, F, const IN: usize, const OUT: usize> {
     places: &'a [Packed],
     values: &'a [E],
-    bias: Option<&'a [f32]>,
+    addends: Addends<'a, E>,
     sizes: Sizes,
     channels: usize,
     /// The tiles of an image, down and across.
@@ -160,18 +160,20 @@ struct Place {
 }
 
 impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Convolution<'a, E, F, IN, OUT> {
-    fn new(places: &'a [Packed], values: &'a [E], sizes: Sizes, bias: Option<&'a [f32]>) -> Self {
+    fn new(places: &'a [Packed], values: &'a [E], sizes: Sizes, addends: Addends<'a, E>) -> Self {
         let channels = places[0].depth();
         let tiles = (sizes.result.0.div_ceil(OUT), sizes.result.1.div_ceil(OUT));
         let pitch = channels.next_multiple_of(16) + GAP;
         let beyond = vec![E::zero(); channels];
-        Self { places, values, bias, sizes, channels, tiles, pitch, beyond, filter: PhantomData }
+        Self { places, values, addends, sizes, channels, tiles, pitch, beyond, filter: PhantomData }
     }
 
     fn compute(&self) -> Vec<E> {
         let columns = self.places[0].columns();
         let (h, w) = self.sizes.result;
-        let mut result = room(self.sizes.images * h * w * columns);
+        let pixels = self.sizes.images * h * w;
+        assert!(self.addends.fit(pixels, columns, columns), "the bias and the residual have the result's sizes");
+        let mut result = room(pixels * columns);
         let target = Target::new(&mut result);
         let count = self.sizes.images * self.tiles.0 * self.tiles.1;
         let each = (GROUP_VALUES * threads() / self.tile_pitch()).next_multiple_of(MULTIPLIED).min(count);
@@ -274,8 +276,8 @@ impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Conv
             // room for the panel's columns of each place of each tile.
             unsafe {
                 let to = sums.as_mut_ptr().cast::<f32>().add(index * width);
-                let (panels, start) = (panel..panel + 1, Start::Bias(None));
-                Block { rows, right: place, panels, start, pass, to, stride: IN * IN * width }.compute();
+                let (panels, start, residual) = (panel..panel + 1, Start::Bias(None), None);
+                Block { rows, right: place, panels, start, residual, pass, to, stride: IN * IN * width }.compute();
             }
         }
         let columns = self.places[0].columns();
@@ -283,14 +285,16 @@ impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Conv
         let (h, w) = self.sizes.result;
         for tile in 0..count {
             let Place { image, y, x } = self.place(first + tile);
+            let pixel = ((image * h + y) * w + x) * columns + of_panel.start;
             // SAFETY: the sums of all places were just written, and the tile's first pixel lies within its image.
             unsafe {
                 dispatch(Output::<E, F, IN, OUT> {
                     sums: sums.as_ptr().cast::<f32>().add(tile * IN * IN * width),
                     pitch: width,
-                    bias: self.bias.map(|bias| &bias[of_panel.clone()]),
+                    bias: self.addends.bias.map(|bias| &bias[of_panel.clone()]),
+                    residual: self.addends.residual.map(|residual| residual[pixel..].as_ptr()),
                     columns: of_panel.len(),
-                    to: result.at(((image * h + y) * w + x) * columns + of_panel.start),
+                    to: result.at(pixel),
                     strides: (w * columns, columns),
                     size: (OUT.min(h - y), OUT.min(w - x)),
                     filter: PhantomData,
@@ -341,12 +345,15 @@ impl<E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> WithSimd
 
 /// The transform of one tile's sums to its results.
 ///
-/// The sums must be readable for IN · IN places of whole vectors, the result writable for `columns` values of each pixel.
+/// The sums must be readable for IN · IN places of whole vectors, the result writable for `columns` values of each pixel,
+/// and the residual readable.
 struct Output<'a, E, F, const IN: usize, const OUT: usize> {
     sums: *const f32,
     /// The values from a place to the next.
     pitch: usize,
     bias: Option<&'a [f32]>,
+    /// What is added last, of the result's arrangement.
+    residual: Option<*const E>,
     columns: usize,
     to: *mut E,
     /// The values from a pixel to the one below, and to the next.
@@ -380,10 +387,14 @@ impl<E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> WithSimd
             }
             for (y, row) in rows.into_iter().enumerate().take(self.size.0) {
                 for (x, value) in F::output(simd, row).into_iter().enumerate().take(self.size.1) {
-                    // SAFETY: the result is writable, as promised.
+                    // SAFETY: the result is writable and the residual readable, as promised.
                     unsafe {
-                        let to = self.to.add(y * self.strides.0 + x * self.strides.1 + column);
-                        E::store(simd, to, left, simd.add_f32s(value, bias));
+                        let place = y * self.strides.0 + x * self.strides.1 + column;
+                        let mut sum = simd.add_f32s(value, bias);
+                        if let Some(residual) = self.residual {
+                            sum = simd.add_f32s(sum, E::load(simd, residual.add(place), left));
+                        }
+                        E::store(simd, self.to.add(place), left, sum);
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! The activation functions that a configuration may name.
 
 use candle_core::Tensor;
-use easel_kernels::{GroupNorm, gelu, silu};
+use easel_kernels::{GroupNorm, add, gelu, silu};
 use serde::Deserialize;
 
 use crate::Result;
@@ -35,6 +35,14 @@ impl Activation {
         match self {
             Self::Silu => Ok(norm.forward_silu(x)?),
             Self::Gelu | Self::Relu => self.forward(&norm.forward(x)?),
+        }
+    }
+
+    /// [`Activation::after`] of `x` (b, .., c) with the row's vector, (b, c), added at every position.
+    pub(crate) fn after_sum(self, norm: &GroupNorm, x: &Tensor, vector: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu => Ok(norm.forward_sum_silu(x, vector)?),
+            Self::Gelu | Self::Relu => self.after(norm, &add(x, vector)?),
         }
     }
 }

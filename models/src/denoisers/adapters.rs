@@ -123,7 +123,17 @@ impl Projection {
 
     /// (b, .., inputs) to (b, .., outputs).
     pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
-        let y = self.linear.forward(x)?;
+        self.beside(self.linear.forward(x)?, x, adapters)
+    }
+
+    /// [`Projection::forward`] and a residual (b, .., outputs), which the layer adds itself.
+    pub(crate) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+        // The side paths come last, so that a row which has none is the same in a call in which others have some.
+        self.beside(self.linear.forward_add(x, residual)?, x, adapters)
+    }
+
+    /// Adds what the side paths of each row make of `x` to `y`.
+    fn beside(&self, y: Tensor, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
         if adapters.rows.is_empty() {
             return self.add(y, x, &adapters.shared);
         }
@@ -187,11 +197,18 @@ mod tests {
         };
         let x = ramp((9, 4), 0.9).reshape((3, 3, 4)).unwrap();
         let rows = [adapters(0.5), Adapters::default(), adapters(0.8)];
-        let bits = |y: &Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let bits = |y: &Tensor| y.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let together = projection.forward(&x, &Adapters::by_row(&rows).unwrap()).unwrap();
         for (row, own) in rows.iter().enumerate() {
             let alone = projection.forward(&x.narrow(0, row, 1).unwrap(), own).unwrap();
             assert_eq!(bits(&together.narrow(0, row, 1).unwrap()), bits(&alone), "row {row}");
+        }
+        let residual = ramp((9, 5), 1.3).reshape((3, 3, 5)).unwrap();
+        let together = projection.forward_add(&x, &residual, &Adapters::by_row(&rows).unwrap()).unwrap();
+        for (row, own) in rows.iter().enumerate() {
+            let of_row = |x: &Tensor| x.narrow(0, row, 1).unwrap();
+            let alone = projection.forward_add(&of_row(&x), &of_row(&residual), own).unwrap();
+            assert_eq!(bits(&of_row(&together)), bits(&alone), "row {row} with a residual");
         }
         let plain = projection.forward(&x, &Adapters::default()).unwrap();
         assert_ne!(bits(&plain.narrow(0, 0, 1).unwrap()), bits(&together.narrow(0, 0, 1).unwrap()));

@@ -3,7 +3,7 @@
 //! After `ResnetBlock2D` of diffusers (`models/resnet.py`).
 
 use candle_core::{D, Tensor};
-use easel_kernels::{Conv2d, Conv2dConfig, GroupNorm, Linear, Padding, add};
+use easel_kernels::{Conv2d, Conv2dConfig, GroupNorm, Linear, Padding};
 use serde::Deserialize;
 
 use super::activation::Activation;
@@ -83,17 +83,16 @@ impl ResnetBlock {
         let mut h = self.conv1.forward(&activation.after(&self.norm1, x)?)?;
         h = match (time, self.config.time_shift) {
             (None, _) => activation.after(&self.norm2, &h)?,
-            (Some(time), TimeScaleShift::Default) => activation.after(&self.norm2, &add(&h, &time)?)?,
+            (Some(time), TimeScaleShift::Default) => activation.after_sum(&self.norm2, &h, &time)?,
             (Some(time), TimeScaleShift::ScaleShift) => {
                 let chunks = time.unsqueeze(1)?.unsqueeze(1)?.chunk(2, D::Minus1)?; // (b, 1, 1, outputs) each
                 let scaled = self.norm2.forward(&h)?.broadcast_mul(&(&chunks[0] + 1.0)?)?;
                 activation.forward(&scaled.broadcast_add(&chunks[1])?)?
             }
         };
-        h = self.conv2.forward(&h)?;
         let sum = match &self.shortcut {
-            Some(shortcut) => add(&shortcut.forward(x)?, &h)?,
-            None => add(x, &h)?,
+            Some(shortcut) => self.conv2.forward_add(&h, &shortcut.forward(x)?)?,
+            None => self.conv2.forward_add(&h, x)?,
         };
         if self.config.output_scale == 1.0 { Ok(sum) } else { Ok((sum / self.config.output_scale)?) }
     }

@@ -5,7 +5,7 @@
 //! the image's positions.
 
 use candle_core::{DType, Tensor};
-use easel_kernels::{GroupNorm, LayerNorm, add, attention, geglu};
+use easel_kernels::{GroupNorm, LayerNorm, attention, geglu};
 
 use super::adapters::{AdapterPoints, Adapters, Projection};
 use super::condition::{KeyValue, Step};
@@ -87,8 +87,8 @@ impl SpatialTransformer {
         for layer in &self.layers {
             states = layer.forward(&states, step)?;
         }
-        let states = self.proj_out.forward(&states, step.adapters)?; // (b, h*w, c)
-        Ok(add(&states.reshape((b, h, w, c))?, x)?)
+        let sum = self.proj_out.forward_add(&states, &x.reshape((b, h * w, c))?, step.adapters)?; // (b, h*w, c)
+        Ok(sum.reshape((b, h, w, c))?)
     }
 
     /// The cross-attention layers, in the order of their numbers.
@@ -120,9 +120,9 @@ impl TransformerLayer {
     }
 
     fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
-        let x = add(&self.own.forward(&self.norm1.forward(x)?, step)?, x)?;
-        let x = add(&self.cross.forward(&self.norm2.forward(&x)?, step)?, &x)?;
-        Ok(add(&self.feed_forward.forward(&self.norm3.forward(&x)?, step.adapters)?, &x)?)
+        let x = self.own.forward_add(&self.norm1.forward(x)?, x, step)?;
+        let x = self.cross.forward_add(&self.norm2.forward(&x)?, &x, step)?;
+        self.feed_forward.forward_add(&self.norm3.forward(&x)?, &x, step.adapters)
     }
 }
 
@@ -173,10 +173,10 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
+    fn forward_add(&self, x: &Tensor, residual: &Tensor, step: &Step) -> Result<Tensor> {
         let (keys, values) = (self.to_k.forward(x, step.adapters)?, self.to_v.forward(x, step.adapters)?);
         let mixed = self.heads.look(&self.heads.to_q.forward(x, step.adapters)?, &keys, &values)?;
-        self.heads.to_out.forward(&mixed, step.adapters)
+        self.heads.to_out.forward_add(&mixed, residual, step.adapters)
     }
 }
 
@@ -207,12 +207,12 @@ impl CrossAttention {
         Ok(KeyValue { keys, values })
     }
 
-    fn forward(&self, x: &Tensor, step: &Step) -> Result<Tensor> {
+    fn forward_add(&self, x: &Tensor, residual: &Tensor, step: &Step) -> Result<Tensor> {
         let KeyValue { keys, values } = &step.context[self.number];
         let queries = self.heads.to_q.forward(x, step.adapters)?;
         let mixed = self.heads.look(&queries, keys, values)?;
         let mixed = step.pictures.look_by(self.number, mixed, &queries, |q, k, v| self.heads.look(q, k, v))?;
-        self.heads.to_out.forward(&mixed, step.adapters)
+        self.heads.to_out.forward_add(&mixed, residual, step.adapters)
     }
 }
 
@@ -232,8 +232,8 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+    fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: &Adapters) -> Result<Tensor> {
         let gated = geglu(&self.proj_in.forward(x, adapters)?)?; // (b, n, 4c)
-        self.proj_out.forward(&gated, adapters)
+        self.proj_out.forward_add(&gated, residual, adapters)
     }
 }

@@ -14,7 +14,7 @@ use half::bf16;
 
 use super::{
     super::buffer::room,
-    Finish, Rows,
+    Addends, Finish, Rows,
     packed::{LANES, Line, PackedBf16, Panel, TILE_PAIRS},
     tiles::{CONFIG, ROW_BYTES, ROWS, Tiles},
 };
@@ -75,7 +75,7 @@ impl<T: Tiles> Task<T> {
         rows: &Rows,
         right: &PackedBf16,
         panels: Range<usize>,
-        bias: Option<&[f32]>,
+        addends: Addends<'_, bf16>,
         to: *mut bf16,
     ) {
         // SAFETY: the caller's promise.
@@ -83,15 +83,16 @@ impl<T: Tiles> Task<T> {
         for index in panels {
             let panel = right.panel(index);
             let (column, stride) = (panel.first * LANES, right.columns());
-            let (width, bias) = ((panel.vectors * LANES).min(stride - column), bias.map(|bias| &bias[column..]));
+            let (width, addends) = ((panel.vectors * LANES).min(stride - column), addends.of_columns(column));
             for row in (0..rows.count).step_by(SQUARE) {
                 let count = SQUARE.min(rows.count - row);
                 let sums = self.square.0.as_mut_ptr();
                 // SAFETY: a square has room for all sums; the result is as the caller promised.
                 unsafe {
                     self.square(right, panel, row, count, (sums, SQUARE), true);
-                    let to = to.add(row * stride + column);
-                    Finish { sums: &self.square.0, pitch: SQUARE, bias, rows: count, width, to, stride }.run();
+                    let (to, addends, sums) =
+                        (to.add(row * stride + column), addends.behind(row * stride), &mut self.square.0);
+                    Finish { sums, pitch: SQUARE, addends, rows: count, width, to, stride }.run();
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{
-    Finish, Rows,
+    Addends, Finish, Rows,
     packed::{LANES, PackedBf16, Panel},
 };
 
@@ -27,7 +27,7 @@ pub(super) unsafe fn multiply(
     rows: &Rows,
     right: &PackedBf16,
     panels: Range<usize>,
-    bias: Option<&[f32]>,
+    addends: Addends<'_, bf16>,
     to: *mut bf16,
 ) {
     const PITCH: usize = PANEL_VECTORS * LANES;
@@ -39,8 +39,8 @@ pub(super) unsafe fn multiply(
         // SAFETY: the caller's promises, and the sums have room for the widest panel.
         unsafe {
             Block { rows, right }.sums(panel, sums.as_mut_ptr(), PITCH, true);
-            let (bias, to) = (bias.map(|bias| &bias[column..]), to.add(column));
-            Finish { sums: &sums, pitch: PITCH, bias, rows: rows.count, width, to, stride }.run();
+            let (addends, to) = (addends.of_columns(column), to.add(column));
+            Finish { sums: &mut sums, pitch: PITCH, addends, rows: rows.count, width, to, stride }.run();
         }
     }
 }

@@ -5,7 +5,8 @@
 //! in f32. The shape of the computation is that of [`super::product`]: packed panels on the right, rows by pointers on the
 //! left, one for each tap of a convolution's window. A panel holds pairs of neighbouring depths side by side.
 //!
-//! An element is summed over the whole depth in one order, and rounded to bf16 once, with the bias added before. The form,
+//! An element is summed over the whole depth in one order, and rounded to bf16 once, with the bias and the residual
+//! added before. The form,
 //! and with it the order, is chosen by the number of values behind each pointer alone, when the right side is packed. An
 //! element's bits therefore depend on its own row and column only, never on how many rows there are.
 
@@ -32,8 +33,9 @@ pub(crate) use self::model::with_tiles;
 pub(super) use self::packed::PackedBf16;
 use super::{
     buffer::{Target, filled, room},
-    convert::round,
+    convert::{round, widen},
     pool::{tasks, threads},
+    product::Addends,
     simd::dispatch,
 };
 
@@ -145,9 +147,10 @@ pub(super) unsafe fn multiply(
     count: usize,
     (taps, channels): (usize, usize),
     right: &PackedBf16,
-    bias: Option<&[f32]>,
+    addends: Addends<'_, bf16>,
     fill: impl Fn(Range<usize>, &mut [*const bf16]) + Sync + Send,
 ) -> Vec<bf16> {
+    assert!(addends.fit(count, right.columns(), right.columns()), "the bias and the residual have the result's sizes");
     let mut result = room(count * right.columns());
     let target = Target::new(&mut result);
     let rows = right.form().block_rows(right.lines().len());
@@ -166,13 +169,15 @@ pub(super) unsafe fn multiply(
         // SAFETY: the instructions are there and the pointers are as the caller promised; the tasks' rows and panels do not
         // overlap.
         unsafe {
-            let to = target.at(range.start * right.columns());
+            let start = range.start * right.columns();
+            let to = target.at(start);
+            let addends = addends.behind(start);
             match right.form() {
-                Form::Vectors => avx512::multiply(&rows, right, panels, bias, to),
+                Form::Vectors => avx512::multiply(&rows, right, panels, addends, to),
                 #[cfg(target_arch = "x86_64")]
-                Form::Tiles => amx::Task::<tiles::Amx>::new().multiply(&rows, right, panels, bias, to),
+                Form::Tiles => amx::Task::<tiles::Amx>::new().multiply(&rows, right, panels, addends, to),
                 #[cfg(test)]
-                Form::Model => amx::Task::<model::Model>::new().multiply(&rows, right, panels, bias, to),
+                Form::Model => amx::Task::<model::Model>::new().multiply(&rows, right, panels, addends, to),
             }
         }
     });
@@ -237,13 +242,13 @@ impl Sums {
     }
 }
 
-/// Rounds the sums of some rows, with the bias added, to columns of the result.
+/// Rounds the sums of some rows, with what is to be added, to columns of the result.
 struct Finish<'a> {
     /// Row r begins at `r * pitch`.
-    sums: &'a [f32],
+    sums: &'a mut [f32],
     pitch: usize,
-    /// The bias of these columns, and of later ones.
-    bias: Option<&'a [f32]>,
+    /// The bias of these columns and of later ones; the residual from the first row's first column on, arranged as the result is.
+    addends: Addends<'a, bf16>,
     rows: usize,
     width: usize,
     /// The first row's first column, and how far the next row is.
@@ -265,17 +270,17 @@ impl WithSimd for Finish<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         for row in 0..self.rows {
-            let sums = &self.sums[row * self.pitch..][..self.width];
+            let sums = &mut self.sums[row * self.pitch..][..self.width];
             // SAFETY: the row's columns are writable, as promised to `run`.
             let to = unsafe { std::slice::from_raw_parts_mut(self.to.add(row * self.stride), self.width) };
-            match self.bias {
-                Some(bias) => {
-                    for ((to, sum), bias) in to.iter_mut().zip(sums).zip(bias) {
-                        *to = round(sum + bias);
-                    }
-                }
-                None => to.iter_mut().zip(sums).for_each(|(to, sum)| *to = round(*sum)),
+            if let Some(bias) = self.addends.bias {
+                sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
             }
+            if let Some(residual) = self.addends.residual {
+                let residual = &residual[row * self.stride..];
+                sums.iter_mut().zip(residual).for_each(|(sum, more)| *sum += widen(*more));
+            }
+            to.iter_mut().zip(sums).for_each(|(to, sum)| *to = round(*sum));
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{
     packed::{LANES, PackedBf16},
     tiles::{CONFIG, Tiles},
 };
-use crate::cpu::convert::round;
+use crate::cpu::{convert::round, product::Addends};
 use half::bf16;
 
 /// Pseudo-random values in about -2..2, the same on every machine.
@@ -67,7 +67,13 @@ impl Product {
         let mut result = vec![bf16::ZERO; rows.count * self.columns];
         // SAFETY: the pointers are at `channels` values, and the result has all columns of all rows.
         unsafe {
-            Task::<T>::new().multiply(&rows, &right, 0..right.panels(), Some(&self.bias), result.as_mut_ptr());
+            Task::<T>::new().multiply(
+                &rows,
+                &right,
+                0..right.panels(),
+                Addends { bias: Some(&self.bias), residual: None },
+                result.as_mut_ptr(),
+            );
         }
         result
     }

@@ -50,7 +50,11 @@ impl Case {
     fn by(&self, tile: Tile, images: Range<usize>) -> Result<Vec<f32>> {
         let x = self.x.narrow(0, images.start, images.len())?.flatten_all()?.to_vec1::<f32>()?;
         let bias = self.bias.to_vec1::<f32>()?;
-        Ok(Winograd::new(&self.weight, tile)?.convolve(&x, self.sizes(images.len())?, Some(&bias)))
+        Ok(Winograd::new(&self.weight, tile)?.convolve(
+            &x,
+            self.sizes(images.len())?,
+            Addends { bias: Some(&bias), residual: None },
+        ))
     }
 
     fn sizes(&self, images: usize) -> Result<Sizes> {
@@ -148,7 +152,11 @@ fn bf16_images_are_computed_in_f32_and_rounded_once() -> Result<()> {
     let case = Case { x: half.to_dtype(DType::F32)?, ..case };
     let (bias, half) = (case.bias.to_vec1::<f32>()?, half.flatten_all()?.to_vec1::<bf16>()?);
     for tile in [Tile::Two, Tile::Four] {
-        let y = Winograd::new(&case.weight, tile)?.convolve(&half, case.sizes(2)?, Some(&bias));
+        let y = Winograd::new(&case.weight, tile)?.convolve(
+            &half,
+            case.sizes(2)?,
+            Addends { bias: Some(&bias), residual: None },
+        );
         let expected: Vec<bf16> = case.by(tile, 0..2)?.into_iter().map(bf16::from_f32).collect();
         assert!(y == expected, "{tile:?}");
     }
