@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use easel_models::{Conditioning, Pipeline, Prompt, RenderSpec, Trajectory};
+use easel_models::{Conditioning, Pipeline, Prompt, RenderSpec, Trajectory, beside};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -189,11 +189,15 @@ struct Worker<R> {
 impl<R: Fn(Report) -> bool> Worker<R> {
     fn run(self, inbox: &Receiver<Task>) {
         while let Ok(task) = inbox.recv() {
-            let mut spent = Spent::default();
-            let result = (!task.events.is_closed()).then(|| self.prepare(&task, &mut spent));
-            let prepared = Prepared { model: self.model, spot: task.spot, spent, result };
-            // Without a loop what is left is dropped, quickly.
-            let _ = (self.report)(Report::Prepared(Box::new(prepared)));
+            // What a task holds of the device is given up beside the loop, too.
+            beside(|| {
+                let mut spent = Spent::default();
+                let result = (!task.events.is_closed()).then(|| self.prepare(&task, &mut spent));
+                let prepared = Prepared { model: self.model, spot: task.spot, spent, result };
+                drop(task);
+                // Without a loop what is left is dropped, quickly.
+                let _ = (self.report)(Report::Prepared(Box::new(prepared)));
+            });
         }
     }
 

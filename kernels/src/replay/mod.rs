@@ -164,7 +164,8 @@ fn refused(why: &str) {
 /// Held by a recording alone, and by all that uses a device beside it together.
 static DEVICES: RwLock<()> = RwLock::new(());
 
-/// Runs what uses a device on another thread than the one that calls networks: loading, decoding, and dropping tensors.
+/// Runs what uses a device on another thread than the one that calls networks: loading, encoding prompts, decoding, and dropping
+/// tensors.
 ///
 /// A device has one stream for all threads, and a recording takes up whatever comes into it. So nothing is recorded while
 /// `body` runs, and `body` waits until a recording is over, which takes about as long as a call.
