@@ -56,6 +56,12 @@ impl<P: Parts, Q: Parts> Parts for (P, Q) {
     }
 }
 
+impl<P: Parts, Q: Parts, R: Parts> Parts for (P, Q, R) {
+    fn rebuild<E>(&self, each: &mut impl FnMut(&Tensor) -> Result<Tensor, E>) -> Result<Self, E> {
+        Ok((self.0.rebuild(each)?, self.1.rebuild(each)?, self.2.rebuild(each)?))
+    }
+}
+
 /// The recordings of one function of tensors: one for each combination of the inputs' shapes and types.
 #[derive(Default)]
 pub struct Replay {

@@ -4,7 +4,7 @@
 //! (`models/transformers/transformer_flux2.py`).
 
 use candle_core::{DType, Tensor};
-use easel_kernels::{Linear, ada_layer_norm, silu, timestep_embedding};
+use easel_kernels::{Linear, Replay, ada_layer_norm, silu, timestep_embedding};
 
 use super::adapters::AdapterPoints;
 use super::axes::Rotation;
@@ -41,7 +41,12 @@ pub struct Flux2 {
     last_modulation: Linear,
     out: Linear,
     points: AdapterPoints,
+    replay: Replay,
 }
+
+/// What changes from call to call: the latents (b, c, h, w), the activated time embedding (b, width) and the text's tokens;
+/// those of the pictures that are looked at; and the positions of all.
+type Inputs = ((Tensor, Tensor, Tensor), Option<Tensor>, Rotation);
 
 /// What does not depend on the step, for pictures of one size.
 #[derive(Debug, Clone)]
@@ -81,6 +86,7 @@ impl Flux2 {
             out: linear_no_bias(&weights.pp("proj_out"), width, config.outputs())?,
             config: config.clone(),
             points,
+            replay: Replay::default(),
         })
     }
 
@@ -140,9 +146,8 @@ impl Flux2 {
         conditions: &[&Flux2Condition],
         hooks: &FluxHooks,
     ) -> Result<Tensor> {
-        let (b, _, h, w) = latents.dims4()?;
-        let FluxHooks { residuals, pictures, adapters } = hooks;
-        pictures.check(b, self.double.len(), ImagePrompt::places)?;
+        let b = latents.dim(0)?;
+        hooks.pictures.check(b, self.double.len(), ImagePrompt::places)?;
         let ([first, ..], true) = (conditions, conditions.len() == b && timesteps.len() == b) else {
             let found = conditions.len();
             let message = format!("{b} rows of latents need as many timesteps and conditions; {found} are there");
@@ -154,17 +159,30 @@ impl Flux2 {
         };
         let dtype = first.text.dtype();
         let time = silu(&self.time.forward(timesteps, latents)?)?.to_dtype(dtype)?; // (b, width)
-
-        let mut picture = self.picture_in.forward(&pack(latents)?.to_dtype(dtype)?)?; // (b, n, width)
-        if let Some(references) = stack(&|condition| condition.references.clone())? {
-            picture = Tensor::cat(&[picture, references], 1)?; // (b, n + m, width)
-        }
         let texts = conditions.iter().map(|condition| &condition.text).collect::<Vec<_>>();
-        let mut text = Tensor::cat(&texts, 0)?; // (b, l, width)
+        let text = Tensor::cat(&texts, 0)?; // (b, l, width)
+        let references = stack(&|condition| condition.references.clone())?; // (b, m, width)
+        let inputs = ((latents.clone(), time, text), references, first.rotation.clone());
+        match hooks.is_empty() {
+            true => self.replay.call(&inputs, |inputs| self.predict(inputs, &FluxHooks::default())),
+            false => self.predict(&inputs, hooks),
+        }
+    }
 
-        let step = Step { rotation: &first.rotation, pictures, adapters };
-        let picture_by = parts(&self.picture_modulation.forward(&time)?, DOUBLE)?;
-        let text_by = parts(&self.text_modulation.forward(&time)?, DOUBLE)?;
+    /// The network behind its time embedding.
+    fn predict(&self, inputs: &Inputs, hooks: &FluxHooks) -> Result<Tensor> {
+        let ((latents, time, text), references, rotation) = inputs;
+        let FluxHooks { residuals, pictures, adapters } = hooks;
+        let (b, _, h, w) = latents.dims4()?;
+        let mut picture = self.picture_in.forward(&pack(latents)?.to_dtype(text.dtype())?)?; // (b, n, width)
+        if let Some(references) = references {
+            picture = Tensor::cat(&[&picture, references], 1)?; // (b, n + m, width)
+        }
+        let mut text = text.clone();
+
+        let step = Step { rotation, pictures, adapters };
+        let picture_by = parts(&self.picture_modulation.forward(time)?, DOUBLE)?;
+        let text_by = parts(&self.text_modulation.forward(time)?, DOUBLE)?;
         for (at, block) in self.double.iter().enumerate() {
             (picture, text) = block.forward(&picture, &text, [&picture_by, &text_by], at, &step)?;
             picture = residuals.after_double(picture, at, self.double.len())?;
@@ -172,13 +190,13 @@ impl Flux2 {
 
         let length = text.dim(1)?;
         let mut all = Tensor::cat(&[text, picture], 1)?; // (b, l + n + m, width)
-        let by = parts(&self.single_modulation.forward(&time)?, SINGLE)?;
+        let by = parts(&self.single_modulation.forward(time)?, SINGLE)?;
         for (at, block) in self.single.iter().enumerate() {
             all = residuals.after_single(block.forward(&all, &by, &step)?, length, at, self.single.len())?;
         }
 
         let picture = all.narrow(1, length, h * w)?.contiguous()?; // (b, n, width)
-        let by = parts(&self.last_modulation.forward(&time)?, 2)?;
+        let by = parts(&self.last_modulation.forward(time)?, 2)?;
         let [scale, shift] = by.as_slice() else { return Err(Error::Unsupported("norm_out has two parts".to_owned())) };
         let tokens = self.out.forward(&ada_layer_norm(&picture, scale, shift, self.config.eps)?)?; // (b, n, c)
         let output = tokens.transpose(1, 2)?.contiguous()?.reshape((b, self.config.outputs(), h, w))?;

@@ -5,14 +5,14 @@
 //! diffusers.
 
 use candle_core::{DType, Tensor};
-use easel_kernels::{Conv2d, Conv2dConfig, Linear, Padding, silu};
+use easel_kernels::{Conv2d, Conv2dConfig, Linear, Padding, Replay, silu};
 
 use super::activation::Activation;
 use super::adapters::{AdapterPoints, Adapters};
 use super::image_prompt::ImagePrompts;
 use super::sd3_blocks::{Block, LastNorm, Step};
 use super::sd3_config::Sd3Config;
-use super::sd3_image_prompt::Sd3ImagePrompt;
+use super::sd3_image_prompt::{Sd3ImagePrompt, Sd3Picture};
 use super::time_embedding::{Mlp, Sinusoids};
 use crate::weights::{Tensors, conv2d, linear};
 use crate::{Error, Result};
@@ -53,6 +53,17 @@ pub struct Sd3Hooks {
     pub adapters: Adapters,
 }
 
+impl Sd3Hooks {
+    /// Whether nothing is carried.
+    fn is_empty(&self) -> bool {
+        self.residuals.is_empty() && self.pictures.is_empty() && self.adapters.is_empty()
+    }
+}
+
+/// What changes from call to call: the latents (b, c, h, w), the activated embedding of timestep and pooled text (b, width),
+/// and the text's tokens.
+type Inputs = (Tensor, Tensor, Tensor);
+
 /// A denoiser of latents in tokens.
 pub struct Sd3 {
     config: Sd3Config,
@@ -67,6 +78,7 @@ pub struct Sd3 {
     proj_out: Linear,
     points: AdapterPoints,
     dtype: DType,
+    replay: Replay,
 }
 
 impl Sd3 {
@@ -94,6 +106,7 @@ impl Sd3 {
             proj_out: linear(&weights.pp("proj_out"), width, patch * patch * config.out_channels())?,
             points,
             dtype: weights.dtype(),
+            replay: Replay::default(),
             config: config.clone(),
         })
     }
@@ -142,18 +155,29 @@ impl Sd3 {
         }
         let places = self.config.attentions_before(self.blocks.len());
         hooks.pictures.check(rows, places, Sd3ImagePrompt::places)?;
+        // Every block activates the conditioning before it projects it.
+        let time = self.time.forward(&SINUSOIDS.forward(timesteps, latents)?)?;
+        let embedding = silu(&(time + &condition.pooled)?)?.to_dtype(self.dtype)?; // (b, width)
+        let inputs = (latents.clone(), embedding, condition.context.clone());
+        if hooks.is_empty() {
+            let (hooks, pictures) = (Sd3Hooks::default(), ImagePrompts::default());
+            return self.replay.call(&inputs, |inputs| self.predict(inputs, &hooks, &pictures));
+        }
+        let pictures = hooks.pictures.each(|row, prompt| prompt.at(timesteps[row]))?;
+        self.predict(&inputs, hooks, &pictures)
+    }
+
+    /// The network behind its embedding of numbers; `pictures` are what the hooks' pictures are at this step.
+    fn predict(&self, inputs: &Inputs, hooks: &Sd3Hooks, pictures: &ImagePrompts<Sd3Picture>) -> Result<Tensor> {
+        let (latents, embedding, context) = inputs;
+        let rows = latents.dim(0)?;
         let x = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?; // (b, h, w, c)
         let x = self.patches.forward(&x)?; // (b, h/p, w/p, width)
         let (_, high, wide, width) = x.dims4()?;
         let x = x.broadcast_add(&self.places(high, wide)?)?;
         let mut x = x.reshape((rows, high * wide, width))?; // (b, n, width)
-        let mut context = condition.context.clone();
-
-        // Every block activates the conditioning before it projects it.
-        let time = self.time.forward(&SINUSOIDS.forward(timesteps, latents)?)?;
-        let embedding = silu(&(time + &condition.pooled)?)?.to_dtype(self.dtype)?; // (b, width)
-        let pictures = hooks.pictures.each(|row, prompt| prompt.at(timesteps[row]))?;
-        let step = Step { embedding: &embedding, pictures: &pictures, adapters: &hooks.adapters };
+        let mut context = context.clone();
+        let step = Step { embedding, pictures, adapters: &hooks.adapters };
 
         for (at, block) in self.blocks.iter().enumerate() {
             (x, context) = block.forward(&x, &context, &step)?;
@@ -165,7 +189,7 @@ impl Sd3 {
                 x = (x + residual.to_dtype(self.dtype)?)?;
             }
         }
-        let x = self.proj_out.forward(&self.norm_out.forward(&x, &embedding)?)?; // (b, n, p·p·out)
+        let x = self.proj_out.forward(&self.norm_out.forward(&x, embedding)?)?; // (b, n, p·p·out)
         let (patch, out) = (self.config.patch_size, self.config.out_channels());
         let x = x.reshape(&[rows, high, wide, patch, patch, out][..])?.permute([0, 5, 1, 3, 2, 4].as_slice())?;
         Ok(x.reshape((rows, out, high * patch, wide * patch))?.to_dtype(latents.dtype())?)

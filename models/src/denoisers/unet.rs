@@ -49,7 +49,7 @@ impl Hooks {
 
 /// What changes from call to call: the latents (b, c, h, w), the activated time embedding (b, time), and what the layers
 /// attend to.
-type Inputs = (Tensor, (Tensor, Vec<KeyValue>));
+type Inputs = (Tensor, Tensor, Vec<KeyValue>);
 
 /// A denoiser with skips from its way down to its way up.
 pub struct UNet {
@@ -227,7 +227,7 @@ impl UNet {
         }
         hooks.pictures.check(rows, condition.context.len(), ImagePrompt::places)?;
         let emb = self.embed(timesteps, condition, latents)?; // (b, time)
-        let inputs = (latents.clone(), (emb, condition.context.clone()));
+        let inputs = (latents.clone(), emb, condition.context.clone());
         match hooks.is_empty() {
             true => self.replay.call(&inputs, |inputs| self.predict(inputs, &Hooks::default())),
             false => self.predict(&inputs, hooks),
@@ -236,7 +236,7 @@ impl UNet {
 
     /// The network behind its time embedding.
     fn predict(&self, inputs: &Inputs, hooks: &Hooks) -> Result<Tensor> {
-        let (latents, (emb, context)) = inputs;
+        let (latents, emb, context) = inputs;
         let Hooks { residuals, pictures, adapters } = hooks;
         let step = Step { emb, context, pictures, adapters };
         let mut x = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?; // (b, h, w, c)

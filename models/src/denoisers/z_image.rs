@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
-use easel_kernels::{Linear, RmsNorm, ada_layer_norm, silu, timestep_embedding};
+use easel_kernels::{Linear, Replay, RmsNorm, ada_layer_norm, silu, timestep_embedding};
 
 use super::adapters::{AdapterPoints, Adapters};
 use super::axes::Rotation;
@@ -50,6 +50,17 @@ pub struct ZImageHooks {
     pub adapters: Adapters,
 }
 
+impl ZImageHooks {
+    /// Whether nothing is carried.
+    fn is_empty(&self) -> bool {
+        self.residuals.is_empty() && self.pictures.is_empty() && self.adapters.is_empty()
+    }
+}
+
+/// What changes from call to call: the latents (b, c, h, w), the embedded time (b, 256) and the text's tokens; and the
+/// positions of picture and text.
+type Inputs = ((Tensor, Tensor, Tensor), Rotation);
+
 /// Z-Image's transformer.
 pub struct ZImage {
     config: ZImageConfig,
@@ -64,6 +75,7 @@ pub struct ZImage {
     layers: Vec<Block>,
     last: LastLayer,
     points: AdapterPoints,
+    replay: Replay,
 }
 
 /// A prompt after everything that does not depend on the step, for pictures of one size.
@@ -111,6 +123,7 @@ impl ZImage {
             last: LastLayer::new(&weights.pp("all_final_layer").pp(PATCH_KEY), config)?,
             config: config.clone(),
             points,
+            replay: Replay::default(),
         })
     }
 
@@ -174,10 +187,9 @@ impl ZImage {
         conditions: &[&ZImageCondition],
         hooks: &ZImageHooks,
     ) -> Result<Tensor> {
-        let (b, c, h, w) = latents.dims4()?;
-        let ZImageHooks { residuals, pictures, adapters } = hooks;
-        pictures.check(b, self.layers.len(), ImagePrompt::places)?;
-        if let Some((at, _)) = residuals.range(self.layers.len()..).next() {
+        let b = latents.dim(0)?;
+        hooks.pictures.check(b, self.layers.len(), ImagePrompt::places)?;
+        if let Some((at, _)) = hooks.residuals.range(self.layers.len()..).next() {
             let message = format!("a residual is for layer {at}, but the network has {}", self.layers.len());
             return Err(Error::Unsupported(message));
         }
@@ -185,10 +197,23 @@ impl ZImage {
         if conditions.len() != b || times.len() != b {
             return Err(unfit(b, conditions.len()));
         }
+        let time = self.time.forward(times, latents)?.to_dtype(first.text.dtype())?; // (b, 256)
+        let texts = conditions.iter().map(|condition| &condition.text).collect::<Vec<_>>();
+        let inputs = ((latents.clone(), time, Tensor::cat(&texts, 0)?), first.rotation.clone());
+        match hooks.is_empty() {
+            true => self.replay.call(&inputs, |inputs| self.predict(inputs, &ZImageHooks::default())),
+            false => self.predict(&inputs, hooks),
+        }
+    }
+
+    /// The network behind its time embedding.
+    fn predict(&self, inputs: &Inputs, hooks: &ZImageHooks) -> Result<Tensor> {
+        let ((latents, time, text), all_rotation) = inputs;
+        let ZImageHooks { residuals, pictures, adapters } = hooks;
+        let (b, c, h, w) = latents.dims4()?;
         let (rows, columns) = (h / PATCH, w / PATCH);
         let count = rows * columns;
-        let dtype = first.text.dtype();
-        let time = self.time.forward(times, latents)?.to_dtype(dtype)?; // (b, 256)
+        let dtype = text.dtype();
 
         let patches = latents
             .to_dtype(dtype)?
@@ -197,22 +222,21 @@ impl ZImage {
             .reshape((b, count, PATCH * PATCH * c))?;
         let length = count.next_multiple_of(MULTIPLE);
         let mut picture = fill(&self.picture_in.forward(&patches)?, &self.picture_pad, length)?; // (b, n, dim)
-        let rotation = first.rotation.narrow(0, length)?;
-        let step = Step { rotation: &rotation, time: Some(&time), place: None, adapters };
+        let rotation = all_rotation.narrow(0, length)?;
+        let step = Step { rotation: &rotation, time: Some(time), place: None, adapters };
         for layer in &self.picture_layers {
             picture = layer.forward(&picture, &step)?;
         }
 
-        let texts = conditions.iter().map(|condition| &condition.text).collect::<Vec<_>>();
-        let mut all = Tensor::cat(&[picture, Tensor::cat(&texts, 0)?], 1)?; // (b, n + l, dim)
+        let mut all = Tensor::cat(&[&picture, text], 1)?; // (b, n + l, dim)
         for (at, layer) in self.layers.iter().enumerate() {
             let place = Some(Place { pictures, at, tokens: count });
-            all = layer.forward(&all, &Step { rotation: &first.rotation, time: Some(&time), place, adapters })?;
+            all = layer.forward(&all, &Step { rotation: all_rotation, time: Some(time), place, adapters })?;
             if let Some(residual) = residuals.get(&at) {
                 all = (all + residual.to_dtype(dtype)?)?;
             }
         }
-        let patches = self.last.forward(&all.narrow(1, 0, count)?.contiguous()?, &time)?; // (b, rows*columns, 4c)
+        let patches = self.last.forward(&all.narrow(1, 0, count)?.contiguous()?, time)?; // (b, rows*columns, 4c)
         let output = patches
             .reshape(vec![b, rows, columns, PATCH, PATCH, c])?
             .permute(vec![0, 5, 1, 3, 2, 4])? // (b, c, rows, 2, columns, 2)

@@ -41,13 +41,15 @@ pub(super) struct Gpu {
     out: Option<PathBuf>,
 }
 
-/// A half of the bench.
+/// A part of the bench.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
     /// Each operation against its plain form.
     Operations,
     /// Denoisers at their true sizes.
     Models,
+    /// The same denoisers' steps replayed from CUDA graphs.
+    Graphs,
 }
 
 fn subject(name: &str) -> Result<Subject, String> {
@@ -78,6 +80,10 @@ impl Gpu {
         let failed = if wants(Part::Operations) { self.operations(&device, &mut report)? } else { 0 };
         if wants(Part::Models) {
             self.models(&device, &mut report)?;
+        }
+        // The last, as it is what no GPU may have run before.
+        if wants(Part::Graphs) && device.is_cuda() {
+            self.graphs(&device, &mut report)?;
         }
         if let Some(file) = &self.out {
             let doing = format!("cannot write {}", file.display());
@@ -114,17 +120,13 @@ impl Gpu {
         report.line(&format!(
             "Random weights in {}. Measured ceilings: {:.1} TFLOP/s (product of {side}x{side} matrices), {:.0} GB/s (copy). The \
              floor is the larger of operations over the one and weights read once over the other. Pictures a second: whole \
-             pictures of the given steps, with guidance where the model uses it, decoded one by one; without text encoding. With a \
-             graph: the same step replayed (EASEL_CUDA_GRAPHS=1), and whether it gave the same bits.\n",
+             pictures of the given steps, with guidance where the model uses it, decoded one by one; without text encoding.\n",
             self.dtype.as_str(),
             ceiling.0 * 1e-12,
             ceiling.1 * 1e-9
         ));
-        report.line(
-            "| model | pixels | rows | ms a step | with a graph | same bits | TFLOP/s | of the floor | pictures/s (steps) | GiB \
-             taken |",
-        );
-        report.line("|---|---|---|---|---|---|---|---|---|---|");
+        report.line("| model | pixels | rows | ms a step | TFLOP/s | of the floor | pictures/s (steps) | GiB taken |");
+        report.line("|---|---|---|---|---|---|---|---|");
         for &subject in &self.models {
             let scale = Scale { shrink: self.shrink };
             let denoiser = Denoiser::new(subject, scale, self.dtype, device).map_err(CliError::other)?;
@@ -134,30 +136,58 @@ impl Gpu {
                     Ok(step) => step,
                     Err(error) => {
                         report.line(&format!(
-                            "| {} | {} | {rows} | {error} | | | | | | |",
+                            "| {} | {} | {rows} | {error} | | | | |",
                             subject.name(),
                             denoiser.pixels()
                         ));
                         break;
                     }
                 };
-                let replay = denoiser.replay(rows, self.calls).map_err(|error| error.to_string());
                 let taken = easel_models::cuda_memory(device).map(|(free, total)| total.saturating_sub(free));
                 let weights = denoiser.parameters() * self.dtype.size_in_bytes() as u64;
                 let floor = floor(&step, weights, ceiling);
                 let pictures = decode.as_ref().ok().map(|decode| pictures_a_second(subject, rows, &step, decode));
-                let figures = Figures { rows, step, replay, floor, pictures, taken };
+                let figures = Figures { rows, step, floor, pictures, taken };
                 report.line(&model_row(subject, denoiser.pixels(), &figures));
             }
             match decode {
                 Ok(decode) => report.line(&format!(
-                    "| {}, decoding | {} | 1 | {:.2} | | | {:.1} | | | |",
+                    "| {}, decoding | {} | 1 | {:.2} | {:.1} | | | |",
                     subject.name(),
                     denoiser.pixels(),
                     milliseconds(&decode),
                     decode.teraflops()
                 )),
-                Err(error) => report.line(&format!("| {}, decoding | | 1 | {error} | | | | | | |", subject.name())),
+                Err(error) => report.line(&format!("| {}, decoding | | 1 | {error} | | | | |", subject.name())),
+            }
+        }
+        report.line("");
+        Ok(())
+    }
+}
+
+impl Gpu {
+    /// The table of steps that are replayed.
+    fn graphs(&self, device: &Device, report: &mut Report) -> Result<(), CliError> {
+        report.line("## CUDA graphs\n");
+        report.line("What EASEL_CUDA_GRAPHS=1 gains. Same bits: each replay against the plain call of its inputs.\n");
+        report.line("| model | rows | ms a step | replayed | same bits |");
+        report.line("|---|---|---|---|---|");
+        for &subject in &self.models {
+            let scale = Scale { shrink: self.shrink };
+            let denoiser = Denoiser::new(subject, scale, self.dtype, device).map_err(CliError::other)?;
+            for &rows in &self.rows {
+                let measured = denoiser.step(rows, self.calls).and_then(|step| {
+                    let replay = denoiser.replay(rows, self.calls)?;
+                    Ok((step, replay))
+                });
+                match measured {
+                    Ok((step, replay)) => report.line(&graph_row(subject, rows, &step, replay)),
+                    Err(error) => {
+                        report.line(&format!("| {} | {rows} | {error} | | |", subject.name()));
+                        break;
+                    }
+                }
             }
         }
         report.line("");
@@ -197,8 +227,6 @@ fn operation_row(check: &OperationCheck) -> String {
 struct Figures {
     rows: usize,
     step: StepCost,
-    /// `None` where nothing is replayed.
-    replay: Result<Option<ReplayCost>, String>,
     /// Seconds.
     floor: f64,
     pictures: Option<f64>,
@@ -207,17 +235,10 @@ struct Figures {
 }
 
 fn model_row(subject: Subject, pixels: usize, figures: &Figures) -> String {
-    let Figures { rows, step, replay, floor, pictures, taken } = figures;
+    let Figures { rows, step, floor, pictures, taken } = figures;
     let unknown = || "-".to_owned();
-    let (replayed, same_bits) = match replay {
-        Ok(Some(ReplayCost { time, same_bits })) => {
-            (format!("{:.2}", time.as_secs_f64() * 1e3), if *same_bits { "yes" } else { "NO" })
-        }
-        Ok(None) => (unknown(), "-"),
-        Err(error) => (error.clone(), "-"),
-    };
     format!(
-        "| {} | {pixels} | {rows} | {:.2} | {replayed} | {same_bits} | {:.1} | {:.0} % | {} | {} |",
+        "| {} | {pixels} | {rows} | {:.2} | {:.1} | {:.0} % | {} | {} |",
         subject.name(),
         milliseconds(step),
         step.teraflops(),
@@ -225,6 +246,16 @@ fn model_row(subject: Subject, pixels: usize, figures: &Figures) -> String {
         pictures.map_or_else(unknown, |pictures| format!("{pictures:.2} ({})", subject.steps())),
         taken.map_or_else(unknown, |bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 30)))
     )
+}
+
+fn graph_row(subject: Subject, rows: usize, step: &StepCost, replay: Option<ReplayCost>) -> String {
+    let (replayed, same_bits) = match replay {
+        Some(ReplayCost { time, same_bits }) => {
+            (format!("{:.2}", time.as_secs_f64() * 1e3), if same_bits { "yes" } else { "NO" })
+        }
+        None => ("refused".to_owned(), ""),
+    };
+    format!("| {} | {rows} | {:.2} | {replayed} | {same_bits} |", subject.name(), milliseconds(step))
 }
 
 fn milliseconds(cost: &StepCost) -> f64 {
@@ -275,15 +306,11 @@ mod tests {
 
     #[test]
     fn a_step_stands_beside_its_replay() {
-        let row = |replay| {
-            let figures =
-                Figures { rows: 2, step: cost(0.02, 1 << 30), replay, floor: 0.01, pictures: None, taken: None };
-            model_row(Subject::Sd15, 512, &figures)
-        };
-        let replay = |same_bits| Ok(Some(ReplayCost { time: Duration::from_micros(12_500), same_bits }));
-        assert_eq!(row(replay(true)), "| sd15 | 512 | 2 | 20.00 | 12.50 | yes | 0.1 | 50 % | - | - |");
-        assert_eq!(row(replay(false)), "| sd15 | 512 | 2 | 20.00 | 12.50 | NO | 0.1 | 50 % | - | - |");
-        assert_eq!(row(Ok(None)), "| sd15 | 512 | 2 | 20.00 | - | - | 0.1 | 50 % | - | - |");
+        let row = |replay| graph_row(Subject::Sd15, 2, &cost(0.02, 1), replay);
+        let replay = |same_bits| Some(ReplayCost { time: Duration::from_micros(12_500), same_bits });
+        assert_eq!(row(replay(true)), "| sd15 | 2 | 20.00 | 12.50 | yes |");
+        assert_eq!(row(replay(false)), "| sd15 | 2 | 20.00 | 12.50 | NO |");
+        assert_eq!(row(None), "| sd15 | 2 | 20.00 | refused |  |");
     }
 
     #[test]
