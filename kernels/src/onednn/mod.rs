@@ -1,8 +1,9 @@
 //! Linear layers and convolutions in bf16 by oneDNN, with the feature `onednn`.
 //!
-//! oneDNN compiles an operation for its sizes and this processor when it is first asked for, and knows AMX, whose tiles
-//! multiply bf16 several times faster than the vectors of the CPU forms. The weights are arranged once, when a layer is made, as
-//! the library likes them best. Its work is shared over rayon's pool.
+//! oneDNN compiles an operation for its sizes and this processor when it is first asked for. The CPU forms use the same
+//! instructions, AVX-512 BF16 and AMX, without it; it is here to compare them with, where speed on a processor counts that
+//! they have not been measured on. The weights are arranged once, when a layer is made, as the library likes them best. Its
+//! work is shared over rayon's pool.
 //!
 //! Each row of a batch is an operation of its own, so its bits do not depend on the other rows: how the library splits the
 //! work, and in what order it adds, follows from the sizes of one row and the number of threads.

@@ -5,10 +5,9 @@
 //! in f32. The shape of the computation is that of [`super::product`]: packed panels on the right, rows by pointers on the
 //! left, one for each tap of a convolution's window. A panel holds pairs of neighbouring depths side by side.
 //!
-//! An element is summed over the whole depth in one order, and rounded to bf16 once, with the bias and the residual
-//! added before. The form,
-//! and with it the order, is chosen by the number of values behind each pointer alone, when the right side is packed. An
-//! element's bits therefore depend on its own row and column only, never on how many rows there are.
+//! An element is summed over the whole depth in one order, and rounded to bf16 once, with the bias and the residual added
+//! before. The form, and with it the order, is chosen by the number of values behind each pointer alone, when the right
+//! side is packed. An element's bits therefore depend on its own row and column only, never on how many rows there are.
 
 #[cfg(any(test, target_arch = "x86_64"))]
 mod amx;
@@ -40,6 +39,7 @@ use super::{
 };
 
 /// The values behind a pointer from which on tiles are taken: below, more than half of a tile would be filled up.
+#[cfg(any(test, target_arch = "x86_64"))]
 const TILE_CHANNELS: usize = 16;
 
 /// How a product is computed.
