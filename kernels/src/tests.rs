@@ -296,6 +296,8 @@ fn bf16_cases() -> Result<Vec<Case>> {
         ([8, 9, 64], 96, 3, 2),
         ([6, 5, 32], 40, 1, 1),
         ([4, 4, 600], 9, 3, 1),
+        // Wide on both sides, and so Winograd's.
+        ([6, 7, 128], 130, 3, 1),
         // An odd number of channels does not go in pairs, and is multiplied in f32.
         ([4, 5, 3], 8, 3, 1),
     ] {

@@ -5,37 +5,47 @@
 //! and weights are transformed before (the weights once, when the layer is made) and the sums over the channels
 //! after; what is left between is a matrix product for each of the 16 or 36 places.
 //!
-//! A group of tiles is transformed at a time, so that it stays in the third cache while the products read it. The
-//! products of some of its tiles with one panel of all places stay in the second, and are transformed back at once.
+//! With few channels a task takes a block of tiles all the way, and their transformed values stay in its second cache. With
+//! more channels that block would be so small that the weights were read too often, so a group of tiles is transformed by all
+//! threads, and stays in the third cache while they multiply. The products of some tiles with one panel of all places stay in
+//! the second, and are transformed back at once.
 //!
 //! The bits of a pixel depend on its place in its own image and on the layer, because a tile never lies on two images.
 
 #[cfg(test)]
 mod tests;
+mod tile;
 mod transform;
 
-use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
+use std::{marker::PhantomData, ops::Range};
 
 use candle_core::{Result, Tensor};
-use pulp::{Simd, WithSimd};
 
-use self::transform::{Filter, Four, Two};
+use self::{
+    tile::{Input, Output},
+    transform::{Filter, Four, Two},
+};
 use super::{
     buffer::{Target, filled, room},
     element::Element,
     pool::{tasks, threads},
     product::{Addends, Block, PANEL_VECTORS, Packed, Rows, Start},
-    simd::{dispatch, lanes, load},
+    simd::{dispatch, lanes},
     with_values,
 };
 
-/// The tiles of one task that transforms pixels.
+/// The tiles of a block, at most, and those that fill the rows of the product's tiles.
+const BLOCK: usize = 24;
+const FEWEST: usize = 8;
+/// The transformed values of a block, at most: 512 KiB.
+const BLOCK_VALUES: usize = 1 << 17;
+/// The tiles of one task that transforms a group's pixels.
 const TRANSFORMED: usize = 4;
-/// The tiles of one task that multiplies.
+/// The tiles of one task that multiplies a group's.
 const MULTIPLIED: usize = 64;
 /// The transformed values of a group, for each thread: 2 MiB.
 const GROUP_VALUES: usize = 1 << 19;
-/// What is between the tiles of a group besides their values, lest all of them begin at the same place of the first cache.
+/// What is between tiles, and places, besides their values, lest all begin at the same place of the first cache.
 const GAP: usize = 16;
 /// The products that transforming a value takes as long as.
 const TRANSFORM_WORK: usize = 8;
@@ -145,7 +155,7 @@ struct Convolution<'a, E, F, const IN: usize, const OUT: usize> {
     channels: usize,
     /// The tiles of an image, down and across.
     tiles: (usize, usize),
-    /// The values from a place of a tile to the next in a group, whole vectors.
+    /// The transformed values from a place of a tile to the next, whole vectors.
     pitch: usize,
     /// A pixel beyond the image.
     beyond: Vec<E>,
@@ -176,19 +186,66 @@ impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Conv
         let mut result = room(pixels * columns);
         let target = Target::new(&mut result);
         let count = self.sizes.images * self.tiles.0 * self.tiles.1;
-        let each = (GROUP_VALUES * threads() / self.tile_pitch()).next_multiple_of(MULTIPLIED).min(count);
-        let mut group = room(each * self.tile_pitch());
-        for first in (0..count).step_by(each.max(1)) {
-            let tiles = first..count.min(first + each);
-            self.transform(tiles.clone(), &mut group);
-            // SAFETY: the tiles' values were just written.
-            unsafe { self.multiply(tiles, group.as_ptr().cast(), target) };
+        if BLOCK * self.tile_pitch() <= BLOCK_VALUES {
+            self.by_blocks(count, target);
+        } else {
+            self.by_groups(count, target);
         }
         // SAFETY: the tiles cover the images.
         unsafe { filled(result) }
     }
 
-    /// The values from a tile to the next in a group.
+    /// Computes `count` tiles, a block a task.
+    fn by_blocks(&self, count: usize, result: Target<E>) {
+        let each = count.div_ceil(2 * threads()).next_multiple_of(FEWEST).clamp(FEWEST, BLOCK);
+        tasks(count.div_ceil(each), self.products(count), |task| {
+            let tiles = task * each..count.min((task + 1) * each);
+            let mut block = room(tiles.len() * self.tile_pitch());
+            for (index, tile) in tiles.clone().enumerate() {
+                // SAFETY: the block has room for the tiles.
+                unsafe { self.transform(tile, Target::new(&mut block).at(index * self.tile_pitch())) };
+            }
+            for panel in 0..self.places[0].panels() {
+                // SAFETY: the tiles' values were just written, and nobody else writes these tiles' results.
+                unsafe { self.multiply(tiles.clone(), panel, block.as_ptr().cast(), result) };
+            }
+        });
+    }
+
+    /// Computes `count` tiles, a group after the other.
+    fn by_groups(&self, count: usize, result: Target<E>) {
+        let each = (GROUP_VALUES * threads() / self.tile_pitch()).next_multiple_of(MULTIPLIED).min(count);
+        let mut group = room(each * self.tile_pitch());
+        let values = Target::new(&mut group);
+        for first in (0..count).step_by(each.max(1)) {
+            let tiles = each.min(count - first);
+            let work = TRANSFORM_WORK * tiles * IN * IN * self.channels;
+            tasks(tiles.div_ceil(TRANSFORMED), work, |task| {
+                for index in task * TRANSFORMED..tiles.min((task + 1) * TRANSFORMED) {
+                    // SAFETY: the group has room for the tiles, and this one is this task's alone.
+                    unsafe { self.transform(first + index, values.at(index * self.tile_pitch())) };
+                }
+            });
+            let parts = tiles.div_ceil(MULTIPLIED);
+            tasks(self.places[0].panels() * parts, self.products(tiles), |task| {
+                // Neighbouring tasks read the same weights.
+                let (panel, part) = (task / parts, task % parts);
+                let part = part * MULTIPLIED..tiles.min((part + 1) * MULTIPLIED);
+                // SAFETY: the tiles' values were just written; the parts and panels do not overlap.
+                unsafe {
+                    let values = values.at(part.start * self.tile_pitch());
+                    self.multiply(first + part.start..first + part.end, panel, values, result);
+                }
+            });
+        }
+    }
+
+    /// The products of so many tiles.
+    fn products(&self, tiles: usize) -> usize {
+        tiles * IN * IN * self.channels * self.places[0].columns()
+    }
+
+    /// The transformed values from a tile to the next.
     fn tile_pitch(&self) -> usize {
         IN * IN * self.pitch + GAP
     }
@@ -198,24 +255,13 @@ impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Conv
         Place { image: line / self.tiles.0, y: line % self.tiles.0 * OUT, x: column * OUT }
     }
 
-    /// Transforms the pixels of some tiles.
-    fn transform(&self, tiles: Range<usize>, group: &mut [MaybeUninit<f32>]) {
-        let to = Target::new(group);
-        let work = TRANSFORM_WORK * tiles.len() * IN * IN * self.channels;
-        tasks(tiles.len().div_ceil(TRANSFORMED), work, |task| {
-            for index in task * TRANSFORMED..tiles.len().min((task + 1) * TRANSFORMED) {
-                let pixels = self.pixels(tiles.start + index);
-                // SAFETY: the group has room for the tiles, and this one is this task's alone.
-                let to = unsafe { to.at(index * self.tile_pitch()) };
-                dispatch(Input::<E, F, IN, OUT> {
-                    pixels,
-                    channels: self.channels,
-                    to,
-                    pitch: self.pitch,
-                    filter: PhantomData,
-                });
-            }
-        });
+    /// Transforms the pixels of a tile.
+    ///
+    /// # Safety
+    /// `to` must be writable for the tile's values.
+    unsafe fn transform(&self, tile: usize, to: *mut f32) {
+        let (pixels, channels, pitch) = (self.pixels(tile), self.channels, self.pitch);
+        dispatch(Input::<E, F, IN, OUT> { pixels, channels, to, pitch, filter: PhantomData });
     }
 
     /// Where the pixels are that a tile of results is made from.
@@ -236,32 +282,13 @@ impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Conv
         })
     }
 
-    /// Multiplies some tiles' values with the weights, and writes the results.
+    /// Multiplies some tiles' values with one panel of the weights, and writes the results.
     ///
     /// # Safety
-    /// The tiles' values must be at `group`, and the result writable for all images and nobody else's.
-    unsafe fn multiply(&self, tiles: Range<usize>, group: *const f32, result: Target<E>) {
-        let columns = self.places[0].columns();
-        let parts = tiles.len().div_ceil(MULTIPLIED);
-        let work = tiles.len() * IN * IN * self.channels * columns;
-        let group = Target::of(group.cast_mut());
-        tasks(self.places[0].panels() * parts, work, |task| {
-            // Neighbouring tasks read the same weights.
-            let (panel, part) = (task / parts, task % parts);
-            let part = part * MULTIPLIED..tiles.len().min((part + 1) * MULTIPLIED);
-            // SAFETY: the caller's promises; the parts and panels do not overlap.
-            unsafe {
-                let group = group.at(part.start * self.tile_pitch());
-                self.part(tiles.start + part.start, part.len(), panel, group, result);
-            }
-        });
-    }
-
-    /// Some tiles' results in the columns of one panel.
-    ///
-    /// # Safety
-    /// As [`Self::multiply`], for the `count` tiles from `first` on.
-    unsafe fn part(&self, first: usize, count: usize, panel: usize, group: *const f32, result: Target<E>) {
+    /// The tiles' values must be at `values`, and the result writable for all images, and these tiles' columns of the panel
+    /// nobody else's.
+    unsafe fn multiply(&self, tiles: Range<usize>, panel: usize, values: *const f32, result: Target<E>) {
+        let count = tiles.len();
         let width = PANEL_VECTORS * lanes();
         let mut sums = room::<f32>(count * IN * IN * width);
         let mut table = vec![std::ptr::null(); count];
@@ -269,7 +296,7 @@ impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Conv
         for (index, place) in self.places.iter().enumerate() {
             for (tile, pointer) in table.iter_mut().enumerate() {
                 // SAFETY: the place lies within the tile's values.
-                *pointer = unsafe { group.add(tile * self.tile_pitch() + index * self.pitch) };
+                *pointer = unsafe { values.add(tile * self.tile_pitch() + index * self.pitch) };
             }
             let rows = Rows { table: &table, pitch: count, count, taps: 1, channels: self.channels };
             // SAFETY: each pointer is at the tile's values of all channels, which are the weight's depth, and the sums have
@@ -284,7 +311,7 @@ impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Conv
         let of_panel = self.places[0].columns_of(panel);
         let (h, w) = self.sizes.result;
         for tile in 0..count {
-            let Place { image, y, x } = self.place(first + tile);
+            let Place { image, y, x } = self.place(tiles.start + tile);
             let pixel = ((image * h + y) * w + x) * columns + of_panel.start;
             // SAFETY: the sums of all places were just written, and the tile's first pixel lies within its image.
             unsafe {
@@ -299,104 +326,6 @@ impl<'a, E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> Conv
                     size: (OUT.min(h - y), OUT.min(w - x)),
                     filter: PhantomData,
                 });
-            }
-        }
-    }
-}
-
-/// The transform of one tile's pixels.
-///
-/// The pixels must be readable for the channels, and the result writable for IN · IN places of whole vectors.
-struct Input<E, F, const IN: usize, const OUT: usize> {
-    pixels: [[*const E; IN]; IN],
-    channels: usize,
-    to: *mut f32,
-    /// The values from a place to the next.
-    pitch: usize,
-    filter: PhantomData<F>,
-}
-
-impl<E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> WithSimd for Input<E, F, IN, OUT> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        for channel in (0..self.channels).step_by(S::F32_LANES) {
-            let left = self.channels - channel;
-            let mut rows = [[simd.splat_f32s(0.0); IN]; IN];
-            for x in 0..IN {
-                // SAFETY: the pixels are readable, as promised.
-                let column = std::array::from_fn(|y| unsafe { E::load(simd, self.pixels[y][x].add(channel), left) });
-                for (row, value) in rows.iter_mut().zip(F::input(simd, column)) {
-                    row[x] = value;
-                }
-            }
-            for (y, row) in rows.into_iter().enumerate() {
-                for (x, value) in F::input(simd, row).into_iter().enumerate() {
-                    // SAFETY: the result is writable, as promised.
-                    unsafe {
-                        self.to.add((y * IN + x) * self.pitch + channel).cast::<S::f32s>().write_unaligned(value);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The transform of one tile's sums to its results.
-///
-/// The sums must be readable for IN · IN places of whole vectors, the result writable for `columns` values of each pixel,
-/// and the residual readable.
-struct Output<'a, E, F, const IN: usize, const OUT: usize> {
-    sums: *const f32,
-    /// The values from a place to the next.
-    pitch: usize,
-    bias: Option<&'a [f32]>,
-    /// What is added last, of the result's arrangement.
-    residual: Option<*const E>,
-    columns: usize,
-    to: *mut E,
-    /// The values from a pixel to the one below, and to the next.
-    strides: (usize, usize),
-    /// The pixels that the result has here, down and across.
-    size: (usize, usize),
-    filter: PhantomData<F>,
-}
-
-impl<E: Element, F: Filter<IN, OUT>, const IN: usize, const OUT: usize> WithSimd for Output<'_, E, F, IN, OUT> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        for column in (0..self.columns).step_by(S::F32_LANES) {
-            let left = self.columns - column;
-            let bias = match self.bias {
-                // SAFETY: there are as many values as columns.
-                Some(bias) => unsafe { load(simd, bias.as_ptr().add(column), left) },
-                None => simd.splat_f32s(0.0),
-            };
-            let mut rows = [[simd.splat_f32s(0.0); IN]; OUT];
-            for x in 0..IN {
-                let sums = std::array::from_fn(|y| {
-                    // SAFETY: the sums are readable, as promised.
-                    unsafe { self.sums.add((y * IN + x) * self.pitch + column).cast::<S::f32s>().read_unaligned() }
-                });
-                for (row, value) in rows.iter_mut().zip(F::output(simd, sums)) {
-                    row[x] = value;
-                }
-            }
-            for (y, row) in rows.into_iter().enumerate().take(self.size.0) {
-                for (x, value) in F::output(simd, row).into_iter().enumerate().take(self.size.1) {
-                    // SAFETY: the result is writable and the residual readable, as promised.
-                    unsafe {
-                        let place = y * self.strides.0 + x * self.strides.1 + column;
-                        let mut sum = simd.add_f32s(value, bias);
-                        if let Some(residual) = self.residual {
-                            sum = simd.add_f32s(sum, E::load(simd, residual.add(place), left));
-                        }
-                        E::store(simd, self.to.add(place), left, sum);
-                    }
-                }
             }
         }
     }

@@ -106,11 +106,6 @@ pub(super) fn form(channels: usize) -> Option<Form> {
     Some(Form::Vectors)
 }
 
-/// Whether products with `channels` values behind each pointer can be computed here.
-pub(super) fn takes(channels: usize) -> bool {
-    form(channels).is_some()
-}
-
 /// What multiplies bf16 here, in words.
 pub(super) fn name() -> &'static str {
     if !available() {
