@@ -165,9 +165,10 @@ unsafe fn softmax(_: &[f32], _: f32, _: &mut [bf16], _: &mut f32, _: &mut f32) -
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256bh, __m256i, __m512, _CMP_NLT_UQ, _mm256_mask_storeu_epi16, _mm512_add_ps, _mm512_cmp_ps_mask,
-        _mm512_cvtneps_pbh, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_mask_loadu_ps, _mm512_maskz_scalef_ps,
-        _mm512_max_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_set1_ps, _mm512_sub_ps,
+        __m256bh, __m256i, __m512, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_mask_storeu_epi16,
+        _mm256_storeu_si256, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_cvtneps_pbh, _mm512_fmadd_ps, _mm512_fmsub_ps,
+        _mm512_loadu_ps, _mm512_mask_loadu_ps, _mm512_maskz_scalef_ps, _mm512_max_ps, _mm512_reduce_add_ps,
+        _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_ps, _mm512_sub_ps,
     };
 
     use half::bf16;
@@ -191,27 +192,43 @@ mod x86 {
         total: &mut f32,
     ) -> f32 {
         let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
-        let mut highest = lowest;
-        for part in scores.chunks(LANES) {
-            // SAFETY: no more is read than the part has.
-            let part = unsafe { _mm512_mask_loadu_ps(lowest, lanes(part.len()), part.as_ptr()) };
-            // Where one is NaN, x86 takes the second.
-            highest = _mm512_max_ps(highest, part);
+        // The last vector may be a broken one.
+        let (whole, rest) = scores.split_at(scores.len() / LANES * LANES);
+        let last = lanes(rest.len());
+        // SAFETY: no more is read than the rest has.
+        let rest = unsafe { _mm512_mask_loadu_ps(lowest, last, rest.as_ptr()) };
+        // Several, since each waits for the one before. Where a score is NaN, x86 takes it, for it is the second.
+        let mut highest = [rest, lowest, lowest, lowest];
+        for (index, part) in whole.chunks_exact(LANES).enumerate() {
+            // SAFETY: the part is as long.
+            let part = unsafe { _mm512_loadu_ps(part.as_ptr()) };
+            highest[index % 4] = _mm512_max_ps(highest[index % 4], part);
         }
+        let highest = _mm512_max_ps(_mm512_max_ps(highest[0], highest[1]), _mm512_max_ps(highest[2], highest[3]));
         // The factor is positive.
         let new = high.max(_mm512_reduce_max_ps(highest) * factor);
         // Where every key so far is forbidden, 2^-∞ is 0 about any other number; about -∞ it would be NaN.
         let about = if new == f32::NEG_INFINITY { 0.0 } else { new };
         let (factor_lanes, about_lanes) = (_mm512_set1_ps(factor), _mm512_set1_ps(about));
         let mut sum = _mm512_set1_ps(0.0);
-        for (scores, weights) in scores.chunks(LANES).zip(weights.chunks_mut(LANES)) {
-            // SAFETY: no more is read and written than the parts have.
+        let (weights, weights_left) = weights.split_at_mut(whole.len());
+        for (scores, weights) in whole.chunks_exact(LANES).zip(weights.chunks_exact_mut(LANES)) {
+            // SAFETY: the parts are as long as what is read and written.
             unsafe {
-                let score = _mm512_mask_loadu_ps(lowest, lanes(scores.len()), scores.as_ptr());
+                let score = _mm512_loadu_ps(scores.as_ptr());
                 let weight = exp2(_mm512_fmsub_ps(score, factor_lanes, about_lanes));
                 sum = _mm512_add_ps(sum, weight);
                 let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(weight));
-                _mm256_mask_storeu_epi16(weights.as_mut_ptr().cast(), lanes(weights.len()), rounded);
+                _mm256_storeu_si256(weights.as_mut_ptr().cast(), rounded);
+            }
+        }
+        if !weights_left.is_empty() {
+            let weight = exp2(_mm512_fmsub_ps(rest, factor_lanes, about_lanes));
+            sum = _mm512_add_ps(sum, weight);
+            // SAFETY: no more is written than there is room for; there is less than a vector left.
+            unsafe {
+                let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(weight));
+                _mm256_mask_storeu_epi16(weights_left.as_mut_ptr().cast(), lanes(weights_left.len()), rounded);
             }
         }
         let fade = if *high == new { 1.0 } else { (*high - about).exp2() };
@@ -232,9 +249,7 @@ mod x86 {
     fn exp2(x: __m512) -> __m512 {
         // A NaN is not less either, and goes through.
         let counts = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(-126.0));
-        // Adding 1.5 · 2^23 and taking it away again rounds to an integer.
-        let magic = _mm512_set1_ps(12_582_912.0);
-        let n = _mm512_sub_ps(_mm512_add_ps(x, magic), magic);
+        let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
         let r = _mm512_sub_ps(x, n);
         let mut p = _mm512_set1_ps(COEFFICIENTS[4]);
         for coefficient in COEFFICIENTS[..4].iter().rev() {

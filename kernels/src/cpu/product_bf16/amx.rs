@@ -14,7 +14,8 @@ use half::bf16;
 
 use super::{
     super::buffer::room,
-    Addends, Finish, Rows,
+    Addends, Rows,
+    finish::Finish,
     packed::{LANES, Line, PackedBf16, Panel, TILE_PAIRS},
     tiles::{CONFIG, ROW_BYTES, ROWS, Tiles},
 };
@@ -91,7 +92,7 @@ impl<T: Tiles> Task<T> {
                 unsafe {
                     self.square(right, panel, row, count, (sums, SQUARE), true);
                     let (to, addends, sums) =
-                        (to.add(row * stride + column), addends.behind(row * stride), &mut self.square.0);
+                        (to.add(row * stride + column), addends.behind(row * stride), &self.square.0);
                     Finish { sums, pitch: SQUARE, addends, rows: count, width, to, stride }.run();
                 }
             }

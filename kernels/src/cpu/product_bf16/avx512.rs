@@ -7,7 +7,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{
-    Addends, Finish, Rows,
+    Addends, Rows,
+    finish::Finish,
     packed::{LANES, PackedBf16, Panel},
 };
 
@@ -40,7 +41,7 @@ pub(super) unsafe fn multiply(
         unsafe {
             Block { rows, right }.sums(panel, sums.as_mut_ptr(), PITCH, true);
             let (addends, to) = (addends.of_columns(column), to.add(column));
-            Finish { sums: &mut sums, pitch: PITCH, addends, rows: rows.count, width, to, stride }.run();
+            Finish { sums: &sums, pitch: PITCH, addends, rows: rows.count, width, to, stride }.run();
         }
     }
 }

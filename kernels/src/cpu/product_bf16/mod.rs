@@ -14,6 +14,7 @@ mod amx;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod detect;
+mod finish;
 #[cfg(test)]
 mod model;
 mod packed;
@@ -25,17 +26,14 @@ mod tiles;
 use std::{ops::Range, sync::LazyLock};
 
 use half::bf16;
-use pulp::{Simd, WithSimd};
 
 #[cfg(test)]
 pub(crate) use self::model::with_tiles;
 pub(super) use self::packed::PackedBf16;
 use super::{
     buffer::{Target, filled, room},
-    convert::{round, widen},
     pool::{tasks, threads},
     product::Addends,
-    simd::dispatch,
 };
 
 /// The values behind a pointer from which on tiles are taken: below, more than half of a tile would be filled up.
@@ -233,49 +231,6 @@ impl Sums {
                 #[cfg(test)]
                 By::Model(task) => task.sums(&rows, right, to, pitch, first),
             }
-        }
-    }
-}
-
-/// Rounds the sums of some rows, with what is to be added, to columns of the result.
-struct Finish<'a> {
-    /// Row r begins at `r * pitch`.
-    sums: &'a mut [f32],
-    pitch: usize,
-    /// The bias of these columns and of later ones; the residual from the first row's first column on, arranged as the result is.
-    addends: Addends<'a, bf16>,
-    rows: usize,
-    width: usize,
-    /// The first row's first column, and how far the next row is.
-    to: *mut bf16,
-    stride: usize,
-}
-
-impl Finish<'_> {
-    /// # Safety
-    /// The result must be writable for `width` values of each row, and the sums and the bias be as long.
-    unsafe fn run(self) {
-        dispatch(self);
-    }
-}
-
-impl WithSimd for Finish<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for row in 0..self.rows {
-            let sums = &mut self.sums[row * self.pitch..][..self.width];
-            // SAFETY: the row's columns are writable, as promised to `run`.
-            let to = unsafe { std::slice::from_raw_parts_mut(self.to.add(row * self.stride), self.width) };
-            if let Some(bias) = self.addends.bias {
-                sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
-            }
-            if let Some(residual) = self.addends.residual {
-                let residual = &residual[row * self.stride..];
-                sums.iter_mut().zip(residual).for_each(|(sum, more)| *sum += widen(*more));
-            }
-            to.iter_mut().zip(sums).for_each(|(to, sum)| *to = round(*sum));
         }
     }
 }

@@ -1,0 +1,69 @@
+//! What becomes of sums: they are rounded to bf16, with all that is to be added.
+
+use half::bf16;
+
+use super::{Addends, packed::LANES};
+
+/// The sums of some rows, and the columns of the result that they go to.
+pub(super) struct Finish<'a> {
+    /// Row r begins at `r * pitch`.
+    pub(super) sums: &'a [f32],
+    pub(super) pitch: usize,
+    /// The bias of these columns and of later ones; the residual from the first row's first column on, arranged as the result is.
+    pub(super) addends: Addends<'a, bf16>,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    /// The first row's first column, and how far the next row is.
+    pub(super) to: *mut bf16,
+    pub(super) stride: usize,
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Finish<'_> {
+    /// Never called, because there is no [`super::form`] here.
+    pub(super) unsafe fn run(self) {}
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m256bh, __m256i, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_add_ps, _mm512_castsi512_ps,
+        _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_maskz_loadu_ps, _mm512_slli_epi32,
+    };
+
+    use super::{Finish, LANES};
+
+    impl Finish<'_> {
+        /// Rounds to the nearest, halves to even; numbers too small for f32's full precision become zeros, as in the products.
+        ///
+        /// # Safety
+        /// The instructions of a [`super::super::form`] must be there, and the result be writable for `width` values of each
+        /// row.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+        pub(in super::super) unsafe fn run(self) {
+            for row in 0..self.rows {
+                for column in (0..self.width).step_by(LANES) {
+                    let left = LANES.min(self.width - column);
+                    let mask = u16::MAX >> (LANES - left);
+                    let sums = &self.sums[row * self.pitch + column..][..left];
+                    let place = row * self.stride + column;
+                    // SAFETY: no more is read than was sliced, and the row's columns are writable, as promised.
+                    unsafe {
+                        let mut sum = _mm512_maskz_loadu_ps(mask, sums.as_ptr());
+                        if let Some(bias) = self.addends.bias {
+                            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias[column..][..left].as_ptr()));
+                        }
+                        if let Some(residual) = self.addends.residual {
+                            let residual = _mm256_maskz_loadu_epi16(mask, residual[place..][..left].as_ptr().cast());
+                            // A bf16 is the upper half of an f32.
+                            let residual = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(residual));
+                            sum = _mm512_add_ps(sum, _mm512_castsi512_ps(residual));
+                        }
+                        let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sum));
+                        _mm256_mask_storeu_epi16(self.to.add(place).cast(), mask, rounded);
+                    }
+                }
+            }
+        }
+    }
+}
