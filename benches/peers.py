@@ -13,7 +13,7 @@ shared among the cores. The sides:
     torch      diffusers' own network, channels last, without gradients
     compile    the same through torch.compile (needs a C++ compiler); the time that takes is said apart
     openvino   what OpenVINO makes of diffusers' network
-    sd.cpp     stable-diffusion.cpp's sd-cli, where --sd-cpp names it, drawing a picture without guidance
+    sd.cpp     stable-diffusion.cpp's sd-cli, where --sd-cpp names it, with options if any, drawing a picture without guidance
 
 A side whose package is not installed is left out.
 """
@@ -26,6 +26,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -245,7 +246,7 @@ def sd_cpp_steps(asked):
     size = ["-W", str(8 * asked.width), "-H", str(8 * asked.height)]
     plain = ["--cfg-scale", "1", "--steps", "3", "--sampling-method", "euler", "-p", "a boat", "-t", str(CORES)]
     for name in TYPES:
-        command = [asked.sd_cpp, "-m", asked.folder, *size, *plain, "--type", name, "-o", f"{asked.folder}/picture.png"]
+        command = [*shlex.split(asked.sd_cpp), "-m", asked.folder, *size, *plain, "--type", name, "-o", f"{asked.folder}/picture.png"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         said, ends = b"", {}
         while len(ends) < 3 and (piece := os.read(process.stdout.fileno(), 4096)):
