@@ -2,7 +2,10 @@
 
 use half::bf16;
 
-use super::{Addends, packed::LANES};
+use super::{
+    super::convert::{round, widen},
+    Addends,
+};
 
 /// The sums of some rows, and the columns of the result that they go to.
 pub(super) struct Finish<'a> {
@@ -18,10 +21,39 @@ pub(super) struct Finish<'a> {
     pub(super) stride: usize,
 }
 
-#[cfg(not(target_arch = "x86_64"))]
 impl Finish<'_> {
-    /// Never called, because there is no [`super::form`] here.
-    pub(super) unsafe fn run(self) {}
+    /// Rounds to the nearest, halves to even.
+    ///
+    /// # Safety
+    /// The result must be writable for `width` values of each row.
+    pub(super) unsafe fn run(self) {
+        #[cfg(target_arch = "x86_64")]
+        if super::available() {
+            // SAFETY: the instructions are there, and the result is as the caller promised.
+            return unsafe { self.by_vectors() };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.one_by_one() };
+    }
+
+    /// The same on any processor: for a model of the instructions, and to compare with.
+    ///
+    /// # Safety
+    /// As [`Finish::run`].
+    pub(super) unsafe fn one_by_one(self) {
+        for (row, column) in (0..self.rows).flat_map(|row| (0..self.width).map(move |column| (row, column))) {
+            let place = row * self.stride + column;
+            let mut sum = self.sums[row * self.pitch + column];
+            if let Some(bias) = self.addends.bias {
+                sum += bias[column];
+            }
+            if let Some(residual) = self.addends.residual {
+                sum += widen(residual[place]);
+            }
+            // SAFETY: the row's columns are writable, as promised.
+            unsafe { *self.to.add(place) = round(sum) };
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -31,16 +63,16 @@ mod x86 {
         _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_maskz_loadu_ps, _mm512_slli_epi32,
     };
 
-    use super::{Finish, LANES};
+    use super::{super::packed::LANES, Finish};
 
     impl Finish<'_> {
-        /// Rounds to the nearest, halves to even; numbers too small for f32's full precision become zeros, as in the products.
+        /// Numbers too small for f32's full precision become zeros, as in the products.
         ///
         /// # Safety
-        /// The instructions of a [`super::super::form`] must be there, and the result be writable for `width` values of each
-        /// row.
+        /// The instructions must be there, see [`super::super::available`], and the result be writable for `width` values of
+        /// each row.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-        pub(in super::super) unsafe fn run(self) {
+        pub(super) unsafe fn by_vectors(self) {
             for row in 0..self.rows {
                 for column in (0..self.width).step_by(LANES) {
                     let left = LANES.min(self.width - column);

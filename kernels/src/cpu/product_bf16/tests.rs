@@ -1,6 +1,7 @@
 use super::{
     Form, Rows,
     amx::Task,
+    finish::Finish,
     model::Model,
     packed::{LANES, PackedBf16},
     tiles::{CONFIG, Tiles},
@@ -29,6 +30,7 @@ struct Product {
     places: Vec<usize>,
     right: Vec<bf16>,
     bias: Vec<f32>,
+    residual: Vec<bf16>,
 }
 
 impl Product {
@@ -48,6 +50,7 @@ impl Product {
             places: places.collect(),
             right: noise(2, taps * channels * columns),
             bias: noise(3, columns).into_iter().map(bf16::to_f32).collect(),
+            residual: noise(4, count * columns),
         }
     }
 
@@ -63,6 +66,7 @@ impl Product {
             .map(|index| self.values[self.places[index]..][..self.channels].as_ptr())
             .collect();
         let right = self.packed(form);
+        let residual = &self.residual[rows.start * self.columns..];
         let rows = Rows { table: &table, count: rows.len(), taps: self.taps, channels: self.channels };
         let mut result = vec![bf16::ZERO; rows.count * self.columns];
         // SAFETY: the pointers are at `channels` values, and the result has all columns of all rows.
@@ -71,7 +75,7 @@ impl Product {
                 &rows,
                 &right,
                 0..right.panels(),
-                Addends { bias: Some(&self.bias), residual: None },
+                Addends { bias: Some(&self.bias), residual: Some(residual) },
                 result.as_mut_ptr(),
             );
         }
@@ -120,7 +124,7 @@ fn assert_products<T: Tiles>(form: Form) {
         let result = product.multiply::<T>(form, 0..product.count);
         for (index, value) in result.iter().enumerate() {
             let (row, column) = (index / product.columns, index % product.columns);
-            let expected = round(product.sum(row, column) + product.bias[column]);
+            let expected = round(product.sum(row, column) + product.bias[column] + product.residual[index].to_f32());
             assert_eq!(
                 value.to_bits(),
                 expected.to_bits(),
@@ -230,6 +234,29 @@ fn the_check_at_first_use_passes_right_tiles_and_finds_wrong_ones() {
     assert!(!super::detect::right::<Broken<1>>(Form::Model));
     assert!(!super::detect::right::<Broken<2>>(Form::Model));
     assert!(!super::detect::right::<Broken<3>>(Form::Model));
+}
+
+#[test]
+fn sums_are_rounded_the_same_with_the_instruction_and_without() {
+    let (rows, width, pitch) = (5, 41, 48);
+    let sums: Vec<f32> =
+        noise(5, rows * pitch).iter().zip(noise(6, rows * pitch)).map(|(x, y)| x.to_f32() / y.to_f32()).collect();
+    let bias: Vec<f32> = noise(7, width).into_iter().map(bf16::to_f32).collect();
+    let residual = noise(8, rows * width);
+    for (bias, residual) in [(None, None), (Some(&bias[..]), None), (Some(&bias[..]), Some(&residual[..]))] {
+        let mut results = [(); 2].map(|()| vec![bf16::ZERO; rows * width]);
+        let finish = |to: &mut [bf16]| {
+            let addends = Addends { bias, residual };
+            Finish { sums: &sums, pitch, addends, rows, width, to: to.as_mut_ptr(), stride: width }
+        };
+        // SAFETY: the results have all columns of all rows.
+        unsafe {
+            finish(&mut results[0]).run();
+            finish(&mut results[1]).one_by_one();
+        }
+        let bits = results.map(|result| result.into_iter().map(bf16::to_bits).collect::<Vec<_>>());
+        assert_eq!(bits[0], bits[1]);
+    }
 }
 
 /// One product of full tiles: each row of the left side is `left`, each column of the right one `right`; by these tiles.
