@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use easel_kernels::{
     Conv2d, Conv2dConfig, GroupNorm, KeepingAllocator, LayerNorm, Linear, Padding, attention, geglu, silu,
-    upsample_nearest, with_plain_forms,
+    upsample_nearest, with_direct_convolutions, with_plain_forms,
 };
 
 /// As in the program, for large tensors are allocated at every operation.
@@ -72,6 +72,53 @@ fn measure(group: &mut BenchmarkGroup<WallTime>, name: &str, operation: &Operati
         });
     });
     Cost { wall: best.get(), processors: used.get() / calls.get() as f64 }
+}
+
+/// Measures Winograd's form of a convolution and the direct one in turn, so that both meet the same other work.
+fn winograd(criterion: &mut Criterion, x: [usize; 4], out: usize) {
+    let [b, h, w, channels] = x;
+    let work = (b * h * w * channels * out * 9) as f64;
+    let suffix = if IN_BF16.get() { " in bf16" } else { "" };
+    let name = format!("winograd {x:?} to {out}{suffix}");
+    let make = || -> Result<Operation> {
+        let config = Conv2dConfig { stride: 1, padding: Padding::same(1) };
+        let conv = Conv2d::new(noise(&[out, channels, 3, 3])?, Some(noise(&[out])?), config)?;
+        let x = noise(&x)?;
+        Ok(Box::new(move || conv.forward(&x)))
+    };
+    let made = Cell::new(None);
+    let used = [Cell::new(0.0), Cell::new(0.0)];
+    let calls = Cell::new(0);
+    let mut group = criterion.benchmark_group("in turn");
+    group.sample_size(10).warm_up_time(Duration::from_millis(50)).measurement_time(Duration::from_millis(400));
+    group.bench_function(&name, |bencher| {
+        let forms = made.take().unwrap_or_else(|| [make(), with_direct_convolutions(make)]);
+        bencher.iter_custom(|iterations| {
+            let start = Instant::now();
+            for _ in 0..iterations {
+                for (form, used) in forms.iter().zip(&used) {
+                    let before = processor_seconds(start);
+                    let form = form.as_ref().expect("the operation can be made");
+                    std::hint::black_box(form()).expect("the operation computes");
+                    used.set(used.get() + processor_seconds(start) - before);
+                }
+            }
+            calls.set(calls.get() + iterations);
+            start.elapsed()
+        });
+        made.set(Some(forms));
+    });
+    group.finish();
+    if calls.get() > 0 {
+        let [form, direct] = used.each_ref().map(|used| used.get() / calls.get() as f64);
+        let speed = |seconds: f64| 2e-9 * work / seconds;
+        println!(
+            "RATIO {name}: {:.2}x by processor time; {:.0} GFLOP/s a core, as the direct form counts, and {:.0}",
+            direct / form,
+            speed(form),
+            speed(direct)
+        );
+    }
 }
 
 /// Measures both forms of what `make` makes; `work` is in multiplications.
@@ -209,5 +256,23 @@ fn sd15(criterion: &mut Criterion) {
     elementwise(criterion, [2, 4096, 320]);
 }
 
-criterion_group!(benches, tiny, sd15, sd15_bf16);
+/// Convolutions of Stable Diffusion 1.5, its autoencoder and the built-in model, in both forms.
+fn both_forms(criterion: &mut Criterion) {
+    for in_bf16 in [false, true] {
+        IN_BF16.set(in_bf16);
+        winograd(criterion, [2, 64, 64, 320], 320);
+        winograd(criterion, [2, 64, 64, 960], 320);
+        winograd(criterion, [2, 32, 32, 640], 640);
+        winograd(criterion, [1, 256, 256, 128], 128);
+        winograd(criterion, [1, 128, 128, 256], 256);
+        winograd(criterion, [1, 64, 64, 512], 512);
+    }
+    IN_BF16.set(false);
+    winograd(criterion, [2, 16, 16, 1280], 1280);
+    winograd(criterion, [2, 8, 8, 1280], 1280);
+    winograd(criterion, [2, 16, 16, 64], 64);
+    winograd(criterion, [1, 64, 64, 32], 32);
+}
+
+criterion_group!(benches, both_forms, tiny, sd15, sd15_bf16);
 criterion_main!(benches);

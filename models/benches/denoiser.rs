@@ -1,10 +1,10 @@
 //! A step of a real denoiser at its true size, in f32 and bf16, in one run.
 //!
-//! `cargo bench -p easel-models --bench denoiser [-- MODEL [HEIGHT WIDTH]] [f32] [bf16]`, where MODEL is a folder of
-//! `tests/data/true_configs` with a UNet (`sd15` when none is named), the sides are those of the latents, and a type asks
-//! for that one alone. The weights
-//! have the real shapes and no meaning, so no file is needed; nothing here takes less time for that. Processor seconds are what can be
-//! compared on a machine with other work.
+//! `cargo bench -p easel-models --bench denoiser [-- MODEL [HEIGHT WIDTH]] [f32] [bf16] [direct] [decoder]`, where MODEL is a
+//! folder of `tests/data/true_configs` with a UNet (`sd15` when none is named), the sides are those of the latents, and a type
+//! asks for that one alone. `direct` asks for each type a second time without Winograd's form of convolutions, `decoder` for the
+//! model's autoencoder, which decodes one picture, instead of the denoiser. The weights have the real shapes and no meaning, so
+//! no file is needed; nothing here takes less time for that. Processor seconds are what can be compared on a machine with other work.
 
 #![allow(
     clippy::print_stdout,
@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use easel_kernels::with_direct_convolutions;
+use easel_models::autoencoders::{AutoencoderKl, AutoencoderKlConfig};
 use easel_models::denoisers::{Adapters, Context, Hooks, UNet, UNetConfig};
 use easel_models::weights::Tensors;
 
@@ -40,7 +42,8 @@ fn main() {
         return;
     }
     let words = arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-'));
-    let (asked, words): (Vec<&str>, Vec<&str>) = words.partition(|word| word.parse::<DType>().is_ok());
+    let (asked, words): (Vec<&str>, Vec<&str>) =
+        words.partition(|word| word.parse::<DType>().is_ok() || ["direct", "decoder"].contains(word));
     let model = words.first().copied().unwrap_or("sd15");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/true_configs").join(model);
     let json = std::fs::read_to_string(folder.join("unet.json")).unwrap();
@@ -49,12 +52,25 @@ fn main() {
     let side = |at: usize| words.get(at).map_or(native, |side| side.parse().unwrap());
     let (height, width) = (side(1), side(2));
 
-    let types = [DType::F32, DType::BF16].into_iter();
-    let types: Vec<DType> = types.filter(|dtype| asked.is_empty() || asked.contains(&dtype.as_str())).collect();
-    let steps: Vec<_> = types.iter().map(|&dtype| step(&config, &folder, dtype, (height, width))).collect();
-    let mut costs = vec![Vec::new(); types.len()];
+    let types = [DType::F32, DType::BF16];
+    let all = !types.iter().any(|dtype| asked.contains(&dtype.as_str()));
+    let mut steps: Vec<(String, Box<dyn Fn()>)> = Vec::new();
+    for dtype in types.into_iter().filter(|dtype| all || asked.contains(&dtype.as_str())) {
+        let make = || -> Box<dyn Fn()> {
+            if asked.contains(&"decoder") {
+                Box::new(decoding(&folder, dtype, (height, width)))
+            } else {
+                Box::new(step(&config, &folder, dtype, (height, width)))
+            }
+        };
+        steps.push((dtype.as_str().to_owned(), make()));
+        if asked.contains(&"direct") {
+            steps.push((format!("{} direct", dtype.as_str()), with_direct_convolutions(make)));
+        }
+    }
+    let mut costs = vec![Vec::new(); steps.len()];
     for _ in 0..ROUNDS {
-        for (step, costs) in steps.iter().zip(&mut costs) {
+        for ((_, step), costs) in steps.iter().zip(&mut costs) {
             let (start, before, faults) = (Instant::now(), processor_seconds(), page_faults());
             step();
             costs.push((processor_seconds() - before, start.elapsed().as_secs_f64(), page_faults() - faults));
@@ -66,9 +82,9 @@ fn main() {
         costs[costs.len() / 2]
     };
     let medians: Vec<_> = costs.iter_mut().map(median).collect();
-    for (dtype, (processor, wall, faults)) in types.iter().zip(&medians) {
-        let (name, ratio) = (dtype.as_str(), medians[0].0 / processor);
-        println!("{name:<5} {processor:>8.2} processor s {wall:>8.2} s  {ratio:>5.2}x f32, {faults} fresh pages");
+    for ((name, _), (processor, wall, faults)) in steps.iter().zip(&medians) {
+        let (first, ratio) = (&steps[0].0, medians[0].0 / processor);
+        println!("{name:<11} {processor:>8.2} processor s {wall:>8.2} s  {ratio:>5.2}x {first}, {faults} fresh pages");
     }
 }
 
@@ -83,6 +99,18 @@ fn step(config: &UNetConfig, folder: &Path, dtype: DType, (height, width): (usiz
         let context = Context { states: &states, added: None, guidance: None };
         let condition = unet.condition(&context, &Adapters::default()).unwrap();
         unet.forward(&latents, &[500.0], &condition, &Hooks::default()).unwrap();
+    }
+}
+
+/// The decoding of a picture by the model's autoencoder with weights of this type.
+fn decoding(folder: &Path, dtype: DType, (height, width): (usize, usize)) -> impl Fn() {
+    let source = Arc::new(listing::Listing::new(listing::read(&folder.join("vae.keys"))));
+    let json = std::fs::read_to_string(folder.join("vae.json")).unwrap();
+    let config = AutoencoderKlConfig::from_json("vae.json", &json).unwrap();
+    let vae = AutoencoderKl::new(&config, &Tensors::new(source, dtype, &Device::Cpu)).unwrap();
+    let latents = Tensor::randn(0_f32, 1.0, (1, config.latent_channels, height, width), &Device::Cpu).unwrap();
+    move || {
+        vae.decode(&latents, None).unwrap();
     }
 }
 
