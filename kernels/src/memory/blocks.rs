@@ -4,8 +4,9 @@ use std::alloc::Layout;
 
 use super::pages;
 
-/// Blocks from this size on are large: smaller ones other allocators keep well themselves.
-const LARGE: usize = 256 << 10;
+/// Blocks from this size on are large, that of a huge page: smaller ones other allocators keep well themselves, and put
+/// together on such pages.
+const LARGE: usize = 2 << 20;
 /// The part of what was once in use that may be kept beyond it, for blocks are not always needed again in the sizes in which
 /// they were freed: a sixteenth.
 const SLACK: usize = 16;
@@ -62,12 +63,14 @@ pub(super) struct Blocks {
     used_bytes: usize,
     /// The most that was in use.
     peak_bytes: usize,
+    /// What may be kept beyond that at least.
+    least_slack: usize,
 }
 
 impl Blocks {
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(least_slack: usize) -> Self {
         let none = Block { start: std::ptr::null_mut(), size: 0 };
-        Self { kept: [none; MOST], count: 0, kept_bytes: 0, used_bytes: 0, peak_bytes: 0 }
+        Self { kept: [none; MOST], count: 0, kept_bytes: 0, used_bytes: 0, peak_bytes: 0, least_slack }
     }
 
     pub(super) fn kept_bytes(&self) -> usize {
@@ -106,7 +109,7 @@ impl Blocks {
     pub(super) fn surplus(&mut self, more: usize) -> Option<Block> {
         let used = self.used_bytes.saturating_add(more);
         let peak = self.peak_bytes.max(used);
-        let beyond = used.saturating_add(self.kept_bytes) > peak.saturating_add(peak / SLACK);
+        let beyond = used.saturating_add(self.kept_bytes) > peak.saturating_add(self.least_slack.max(peak / SLACK));
         (beyond && self.count > 0).then(|| self.remove(0))
     }
 

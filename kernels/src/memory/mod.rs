@@ -2,8 +2,8 @@
 //!
 //! A step of a network allocates some large tensors for each of its operations and frees them again. An allocator that gives
 //! such blocks back to the system has it clear their pages anew each time, which took a tenth of a step in bf16.
-//! [`KeepingAllocator`] keeps them: what is in use and what is kept together are never more than a sixteenth above what was
-//! once in use at the same time, so a process hardly grows by it; and [`give_back_memory`] ends it, for times in which
+//! [`KeepingAllocator`] keeps them: what is in use and what is kept together are never more than a sixteenth (or 64 MiB)
+//! above what was once in use at the same time, so a process hardly grows by it; and [`give_back_memory`] ends it, for times in which
 //! nothing is to be computed.
 //!
 //! Blocks of 2 MiB and more are asked for in huge pages, for which the processor has few entries to look up.
@@ -18,8 +18,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blocks::Blocks;
 
+/// What may be kept beyond what was once in use, however little that was: a small model's blocks of all sizes.
+const LEAST_SLACK: usize = 64 << 20;
+
 /// The blocks of this process.
-static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks::new());
+static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks::new(LEAST_SLACK));
 
 /// An allocator that keeps large blocks which were freed, and leaves all others to another one.
 ///

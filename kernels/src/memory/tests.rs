@@ -17,17 +17,17 @@ fn address(number: usize) -> *mut u8 {
 #[test]
 #[cfg(unix)]
 fn large_blocks_have_a_size_that_their_layout_tells() {
-    assert_eq!(blocks::class(layout(MIB / 4 - 1)), None);
-    assert_eq!(blocks::class(layout(MIB / 4)), Some(MIB / 4));
-    assert_eq!(blocks::class(layout(MIB / 4 + 1)), Some(MIB / 4 + MIB / 32));
+    assert_eq!(blocks::class(layout(2 * MIB - 1)), None);
+    assert_eq!(blocks::class(layout(2 * MIB)), Some(2 * MIB));
+    assert_eq!(blocks::class(layout(2 * MIB + 1)), Some(2 * MIB + MIB / 4));
     assert_eq!(blocks::class(layout(21 * MIB - 5)), Some(22 * MIB));
-    assert_eq!(blocks::class(Layout::from_size_align(MIB, 8192).unwrap()), None, "not aligned so by every system");
+    assert_eq!(blocks::class(Layout::from_size_align(2 * MIB, 8192).unwrap()), None, "not aligned so by every system");
     assert!(blocks::class(layout(isize::MAX as usize - 63)).is_some());
 }
 
 #[test]
 fn what_is_used_and_kept_is_hardly_more_than_what_was_used_at_once() {
-    let mut blocks = Blocks::new();
+    let mut blocks = Blocks::new(0);
     let (mut used, mut most, mut again): (Vec<(usize, usize)>, usize, usize) = (Vec::new(), 0, 0);
     let mut unmapped = Vec::new();
     for step in 0..4000_usize {
@@ -63,8 +63,20 @@ fn what_is_used_and_kept_is_hardly_more_than_what_was_used_at_once() {
 }
 
 #[test]
+fn a_small_program_may_keep_a_little_more() {
+    let mut blocks = Blocks::new(3 * MIB);
+    blocks.mapped(2 * MIB);
+    assert!(blocks.free(address(1), 2 * MIB).is_none());
+    assert!(blocks.surplus(3 * MIB).is_none(), "5 MiB beside a peak of 3");
+    assert_eq!(blocks.surplus(4 * MIB).map(Block::start), None, "6 MiB beside a peak of 4");
+    blocks.mapped(3 * MIB);
+    assert!(blocks.free(address(2), 3 * MIB).is_none());
+    assert_eq!(blocks.surplus(2 * MIB).map(Block::start), Some(address(1)), "7 MiB beside a peak of 3");
+}
+
+#[test]
 fn the_block_freed_first_is_given_back_first_and_the_one_freed_last_is_used_first() {
-    let mut blocks = Blocks::new();
+    let mut blocks = Blocks::new(0);
     for number in 1..=3 {
         assert!(blocks.take(MIB).is_none());
         blocks.mapped(MIB);
@@ -82,7 +94,7 @@ fn the_block_freed_first_is_given_back_first_and_the_one_freed_last_is_used_firs
 
 #[test]
 fn there_are_places_for_so_many_blocks_and_no_more() {
-    let mut blocks = Blocks::new();
+    let mut blocks = Blocks::new(0);
     (0..600).for_each(|_| blocks.mapped(MIB));
     let refused = (1..=600).filter(|&number| blocks.free(address(number), MIB).is_some()).count();
     assert_eq!((refused, blocks.kept_bytes()), (600 - 512, 512 * MIB));
@@ -115,9 +127,9 @@ fn blocks_hold_what_is_written_and_zeros_where_they_are_asked_for() {
         let short = allocator.realloc(again, layout(3 * MIB), 1000);
         assert!(filled(short, 1000, 9));
         let shorter = allocator.realloc(short, layout(1000), 100);
-        let long = allocator.realloc(shorter, layout(100), MIB);
+        let long = allocator.realloc(shorter, layout(100), 2 * MIB);
         assert!(filled(long, 100, 9));
-        allocator.dealloc(long, layout(MIB));
+        allocator.dealloc(long, layout(2 * MIB));
         allocator.dealloc(longer, layout(5 * MIB));
     }
     let kept = kept_memory();
