@@ -78,8 +78,7 @@ fn measure(group: &mut BenchmarkGroup<WallTime>, name: &str, operation: &Operati
 fn winograd(criterion: &mut Criterion, x: [usize; 4], out: usize) {
     let [b, h, w, channels] = x;
     let work = (b * h * w * channels * out * 9) as f64;
-    let suffix = if IN_BF16.get() { " in bf16" } else { "" };
-    let name = format!("winograd {x:?} to {out}{suffix}");
+    let name = format!("winograd {x:?} to {out}");
     let make = || -> Result<Operation> {
         let config = Conv2dConfig { stride: 1, padding: Padding::same(1) };
         let conv = Conv2d::new(noise(&[out, channels, 3, 3])?, Some(noise(&[out])?), config)?;
@@ -258,16 +257,12 @@ fn sd15(criterion: &mut Criterion) {
 
 /// Convolutions of Stable Diffusion 1.5, its autoencoder and the built-in model, in both forms.
 fn both_forms(criterion: &mut Criterion) {
-    for in_bf16 in [false, true] {
-        IN_BF16.set(in_bf16);
-        winograd(criterion, [2, 64, 64, 320], 320);
-        winograd(criterion, [2, 64, 64, 960], 320);
-        winograd(criterion, [2, 32, 32, 640], 640);
-        winograd(criterion, [1, 256, 256, 128], 128);
-        winograd(criterion, [1, 128, 128, 256], 256);
-        winograd(criterion, [1, 64, 64, 512], 512);
-    }
-    IN_BF16.set(false);
+    winograd(criterion, [2, 64, 64, 320], 320);
+    winograd(criterion, [2, 64, 64, 960], 320);
+    winograd(criterion, [2, 32, 32, 640], 640);
+    winograd(criterion, [1, 256, 256, 128], 128);
+    winograd(criterion, [1, 128, 128, 256], 256);
+    winograd(criterion, [1, 64, 64, 512], 512);
     winograd(criterion, [2, 16, 16, 1280], 1280);
     winograd(criterion, [2, 8, 8, 1280], 1280);
     winograd(criterion, [2, 16, 16, 64], 64);

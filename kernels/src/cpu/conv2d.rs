@@ -117,22 +117,14 @@ impl Conv2d {
     }
 }
 
-/// The channels on both sides from which on a tile of 4x4 in f32 is faster than the direct form in bf16.
-const FEWEST_FROM_BF16: usize = 128;
-
 /// Winograd's tile for a layer, if that is how it is computed.
 ///
-/// Its products are in f32, since transformed values that were rounded to bf16 would give twice the direct form's error.
-/// Multiplying in bf16 is twice as fast on vectors, which tiles of 4x4 still outdo, and far faster by AMX.
+/// It is not where bf16 is multiplied as it is: transformed values that were rounded to bf16 would give twice the direct form's
+/// error, and with products in f32 the quarter of the multiplications is no faster than the direct form on vectors (by AMX
+/// far slower), for eight times the weights.
 pub(super) fn tile(shape: &[usize], stride: usize, dtype: DType) -> Option<Tile> {
-    let tile = Tile::of(shape, stride).filter(|_| !direct_convolutions())?;
-    let (out, channels) = (shape[0], shape[1]);
-    let pays = match product_bf16::form(channels).filter(|_| dtype == DType::BF16) {
-        None => true,
-        Some(product_bf16::Form::Vectors) => tile == Tile::Four && out.min(channels) >= FEWEST_FROM_BF16,
-        Some(_) => false,
-    };
-    pays.then_some(tile)
+    let as_it_is = || dtype == DType::BF16 && product_bf16::form(shape[1]).is_some();
+    Tile::of(shape, stride).filter(|_| !as_it_is() && !direct_convolutions())
 }
 
 fn winograd<E: Element>(conv: &Conv2d, weight: &Winograd, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
