@@ -43,6 +43,33 @@ fn case(name: &str, inputs: &[&[usize]], run: impl Fn(&[Tensor]) -> Result<Tenso
     Case { name, inputs: inputs.iter().map(|shape| shape.to_vec()).collect(), run: Box::new(run) }
 }
 
+/// An image (h, w, channels), the channels that come out, the window, its stride, and what is added around the image.
+pub(crate) type Convolution = ([usize; 3], usize, (usize, usize), usize, Padding);
+
+/// Convolutions that every form is held to.
+pub(crate) fn convolutions() -> Vec<Convolution> {
+    let padding = |top, left, bottom, right| Padding { top, left, bottom, right };
+    vec![
+        ([5, 7, 3], 8, (3, 3), 1, Padding::same(1)),
+        ([16, 16, 33], 35, (3, 3), 1, Padding::same(1)),
+        ([8, 9, 64], 96, (3, 3), 2, Padding::same(1)),
+        ([9, 8, 20], 17, (3, 3), 2, padding(0, 0, 1, 1)),
+        ([6, 5, 31], 40, (1, 1), 1, Padding::default()),
+        ([6, 5, 31], 40, (1, 1), 2, Padding::default()),
+        ([11, 3, 2], 5, (5, 2), 3, padding(2, 0, 1, 3)),
+        ([1, 1, 4], 4, (3, 3), 1, Padding::same(1)),
+        ([4, 4, 600], 9, (3, 3), 1, Padding::same(1)),
+        ([3, 40, 4], 64, (3, 3), 1, Padding::same(1)),
+        // Those with sixteen channels or more on both sides are Winograd's on the CPU: images of one pixel and one line, sides that are
+        // no multiple of a tile's, and more channels than are summed in one go.
+        ([1, 1, 16], 16, (3, 3), 1, Padding::same(1)),
+        ([1, 11, 40], 24, (3, 3), 1, Padding::same(1)),
+        ([13, 2, 64], 49, (3, 3), 1, padding(2, 0, 1, 3)),
+        ([7, 6, 17], 100, (3, 3), 1, Padding::default()),
+        ([5, 4, 700], 20, (3, 3), 1, Padding::same(1)),
+    ]
+}
+
 /// Every operation at odd sizes; layers are made anew, so in the form that is in force.
 fn cases() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
@@ -60,26 +87,7 @@ fn cases() -> Result<Vec<Case>> {
         let flat = Linear::new(noise(1, (out, features))?, Some(noise(2, out)?))?;
         cases.push(case("linear of vectors", &[&[features]], move |x| flat.forward(&x[0])));
     }
-    let padding = |top, left, bottom, right| Padding { top, left, bottom, right };
-    for (image, out, kernel, stride, padding) in [
-        ([5, 7, 3], 8, (3, 3), 1, Padding::same(1)),
-        ([16, 16, 33], 35, (3, 3), 1, Padding::same(1)),
-        ([8, 9, 64], 96, (3, 3), 2, Padding::same(1)),
-        ([9, 8, 20], 17, (3, 3), 2, padding(0, 0, 1, 1)),
-        ([6, 5, 31], 40, (1, 1), 1, Padding::default()),
-        ([6, 5, 31], 40, (1, 1), 2, Padding::default()),
-        ([11, 3, 2], 5, (5, 2), 3, padding(2, 0, 1, 3)),
-        ([1, 1, 4], 4, (3, 3), 1, Padding::same(1)),
-        ([4, 4, 600], 9, (3, 3), 1, Padding::same(1)),
-        ([3, 40, 4], 64, (3, 3), 1, Padding::same(1)),
-        // Those with sixteen channels or more on both sides are Winograd's: images of one pixel and one line, sides that are
-        // no multiple of a tile's, and more channels than are summed in one go.
-        ([1, 1, 16], 16, (3, 3), 1, Padding::same(1)),
-        ([1, 11, 40], 24, (3, 3), 1, Padding::same(1)),
-        ([13, 2, 64], 49, (3, 3), 1, padding(2, 0, 1, 3)),
-        ([7, 6, 17], 100, (3, 3), 1, Padding::default()),
-        ([5, 4, 700], 20, (3, 3), 1, Padding::same(1)),
-    ] {
+    for (image, out, kernel, stride, padding) in convolutions() {
         let weight = noise(4, (out, image[2], kernel.0, kernel.1))?;
         let config = Conv2dConfig { stride, padding };
         let conv = Conv2d::new(weight.clone(), Some(noise(5, out)?), config)?;

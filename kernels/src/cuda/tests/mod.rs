@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Conv2dConfig, Padding, Pairing, causal_mask, plain,
-    tests::{distance, noise},
+    tests::{convolutions, distance, noise},
 };
 
 /// The three types, with what rounding to each allows.
@@ -288,19 +288,9 @@ fn enlarging_gives_the_plain_form_s_bits() -> Result<()> {
 
 #[test]
 fn convolution_is_the_plain_form_s() -> Result<()> {
-    let padding = |top, left, bottom, right| Padding { top, left, bottom, right };
-    for (image, out, kernel, stride, padding) in [
-        ([5, 7, 3], 8, (3, 3), 1, Padding::same(1)),
-        ([16, 16, 33], 35, (3, 3), 1, Padding::same(1)),
-        ([8, 9, 64], 96, (3, 3), 2, Padding::same(1)),
-        ([9, 8, 20], 17, (3, 3), 2, padding(0, 0, 1, 1)),
-        ([6, 5, 31], 40, (1, 1), 1, Padding::default()),
-        ([11, 3, 2], 5, (5, 2), 3, padding(2, 0, 1, 3)),
-        ([1, 1, 4], 4, (3, 3), 1, Padding::same(1)),
-        ([4, 4, 600], 9, (3, 3), 1, Padding::same(1)),
-        // So many positions that blocks are large and sums have one part.
-        ([100, 100, 8], 72, (1, 1), 1, Padding::default()),
-    ] {
+    // So many positions that blocks are large and sums have one part.
+    let large = ([100, 100, 8], 72, (1, 1), 1, Padding::default());
+    for (image, out, kernel, stride, padding) in convolutions().into_iter().chain([large]) {
         let config = Conv2dConfig { stride, padding };
         for dtype in [DType::F16, DType::BF16] {
             let weight = noise(4, (out, image[2], kernel.0, kernel.1))?.to_dtype(dtype)?;
